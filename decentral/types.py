@@ -1,0 +1,90 @@
+"""Values that every layer may hold. A leaf: imports nothing of ours, and neither torch nor numpy.
+
+A peer id is the string ``peer:`` + lower-case base32 (no padding) of a raw Ed25519 public key.
+Native code takes the 32 raw bytes instead; `decentral.peer.identity` converts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = "NDArray[np.float32]"
+
+PeerId: TypeAlias = str
+
+
+def short(peer: PeerId) -> str:
+    """The form shown to people: the first eight characters after ``peer:``."""
+    return peer.removeprefix("peer:")[:8]
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Range:
+    """A half-open range of global sample ids, [start, stop)."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Who is in, as agreed by a majority: the one value that mesh and collectives share.
+
+    `members` are in rank order; the first living one coordinates. `epoch` grows by one with
+    every change of members; `lineage` changes only when survivors go on without a majority.
+    """
+
+    lineage: str
+    epoch: int
+    members: tuple[PeerId, ...]
+
+    @property
+    def majority(self) -> int:
+        return len(self.members) // 2 + 1
+
+    def rank(self, peer: PeerId) -> int:
+        return self.members.index(peer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """What one member adds to a round: counted whole, and once, or not at all (I6, I7)."""
+
+    peer: PeerId
+    tokens: int
+    leases: tuple[Range, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One tensor of the committed state: what a hash covers besides the bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedState:
+    """The state that all members of a committed round hold bit for bit (I1). Never mutated.
+
+    `tensors` map a name to a C-contiguous array; by convention ``param/…`` is a parameter
+    (fp32), ``momentum/…`` the outer momentum (fp32) and ``run/meta`` msgpack bytes (uint8):
+    the schedule's clock and whatever a strategy shares.
+    """
+
+    round: int
+    tensors: Mapping[str, NDArray[Any]]
+    root: bytes
+    """Merkle root over all tensors (32 bytes)."""
+    leaves: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Per tensor, its concatenated 32-byte chunk hashes: what state transfer verifies against."""

@@ -1,0 +1,86 @@
+// Executes plans: all-reduce and friends over a BulkTransport, chunk by chunk.
+//
+// Vocabulary. The buffer is cut into *segments* (a plan's unit: who owns what) and each segment
+// into *chunks* (the pipeline's unit: what one frame carries). A *plan* is, for one rank, a list
+// of Send and Recv steps over segments. Two rules give all the order there is:
+//   1. chunk c of a step waits for chunk c of every earlier Recv step on the same segment;
+//   2. steps between the same two peers happen in list order on both ends.
+// A chunk that has arrived is therefore sent on at once, while the rest of its segment is still
+// on the way: that is the pipelining.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collective/codec.h"
+#include "core/types.h"
+#include "link/bulk_transport.h"
+
+namespace decentral {
+
+struct PlanStep {
+  enum class Kind : uint8_t {
+    kSendPartial,  // encode what we have accumulated (source, or source + received) and send it
+    kRecvReduce,   // decode and add to the accumulated value
+    kSendFinal,    // send the owner's final encoding; a non-owner forwards the bytes it received
+    kRecvFinal,    // take the final value: keep encoded bytes for forwarding, decode into dst
+  };
+  Kind kind{};
+  uint32_t peer = 0;     // rank
+  uint32_t segment = 0;  // index into OpSpec::segments
+};
+
+struct Segment {
+  uint64_t offset = 0;  // elements
+  uint64_t count = 0;   // elements
+  uint32_t owner = 0;   // rank that completes the sum, scales, encodes once, and decodes its own
+};
+
+struct OpSpec {
+  std::vector<PeerId> members;  // rank order: the same on every member
+  uint32_t rank = 0;            // ours
+  uint64_t count = 0;           // elements, fp32
+  Codec codec = Codec::kFp32;
+  std::vector<Segment> segments;
+  std::vector<PlanStep> steps;
+  float weight = 1.0f;  // our source counts times this
+  float scale = 1.0f;   // the owner multiplies the sum by this (same on every member)
+  uint64_t round = 0;
+  uint32_t attempt = 0;
+  uint32_t tag = 0;
+  uint32_t chunk_bytes = 512 << 10;  // upper bound for a frame's payload, before encoding
+  int silence_limit_ms = 5000;       // no byte from anybody we wait for: fail
+};
+
+struct OpStats {
+  uint64_t bytes_sent = 0, bytes_received = 0;  // payload and headers
+  double seconds = 0;
+};
+
+// A running or finished operation. Thread-safe.
+class Op {
+ public:
+  virtual ~Op() = default;
+  // Waits up to timeout_s (< 0: for ever). False: still running.
+  virtual bool Wait(double timeout_s) = 0;
+  virtual bool done() const = 0;
+  // After done(): kNone, or why it failed. `src` is never written; `dst` is complete or garbage.
+  virtual Error error() const = 0;
+  virtual OpStats stats() const = 0;
+  // Calls it off on all members; returns when src and dst are no longer touched.
+  virtual void Abort(const std::string& reason) = 0;
+};
+
+class Engine : public BulkHandler {
+ public:
+  static std::unique_ptr<Engine> Create(BulkTransport&, PeerId self);
+  // dst = scale * sum over members of weight_m * src_m, the same bits everywhere. src and dst are
+  // fp32 arrays of spec.count elements, distinct, borrowed until done. Throws Error(kConfig).
+  // Members compare (count, codec, segments, scale, members) before any byte moves: kMismatch
+  // names who differs in what.
+  virtual std::shared_ptr<Op> AllReduce(const OpSpec&, const float* src, float* dst) = 0;
+};
+
+}  // namespace decentral
