@@ -1,0 +1,380 @@
+"""The vocabulary of the sans-IO core: what goes in (events) and what comes out (actions).
+
+    event + now ──▶ PeerCore.handle ──▶ [action, action, …]   executed in order
+
+The runtime and the simulator are the two drivers. Order is part of the contract: a `Persist` is
+durable (fsync) before anything behind it in the list happens, so that a vote is on disk before it
+is on the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from decentral.types import Contribution, PeerId, Range, View
+
+# ---------------------------------------------------------------------------- events: from links
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """An admitted link. `address` is where the peer can be dialled ("host:port"; "" unknown)."""
+
+    peer: PeerId
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The link is gone; `closed` if the other end closed it (a dead process does), else silent."""
+
+    peer: PeerId
+    closed: bool
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed:
+    """Nobody could be reached under this peer's address; `refused`: no process listens there."""
+
+    peer: PeerId
+    refused: bool
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A control message as it came off the wire, not yet parsed."""
+
+    peer: PeerId
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAcked:
+    """Native code of `peer` is alive; `progress` is its trainer's step counter."""
+
+    peer: PeerId
+    seq: int
+    incarnation: int
+    progress: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; due timers run. Sent at `PeerCore.next_timer()` or later."""
+
+
+# ------------------------------------------------------------------------ events: from the trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Contribute:
+    """The trainer's work for `round` is ready to be reduced. Sent again only for a new round."""
+
+    round: int
+    tokens: int
+    leases: tuple[Range, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """The attempt's all-reduce succeeded here and would lead to `state_root` (I1)."""
+
+    round: int
+    attempt: int
+    state_root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceFailed:
+    """The attempt's all-reduce failed here; `suspect` is whom it blames, if anybody."""
+
+    round: int
+    attempt: int
+    suspect: PeerId | None
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateHeld:
+    """The trainer now holds the committed state of `round`, applied or fetched."""
+
+    round: int
+    state_root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """The state of `round` is on this peer's disk (fsynced)."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Leave cleanly: out of the view by a committed entry, leases returned, then `Left`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Propose that the run ends for all at the next committed round."""
+
+    reason: str
+
+
+Event: TypeAlias = (
+    LinkUp
+    | LinkDown
+    | DialFailed
+    | Received
+    | ProbeAcked
+    | Tick
+    | Contribute
+    | Reduced
+    | ReduceFailed
+    | StateHeld
+    | Checkpointed
+    | Leave
+    | Stop
+)
+
+# ---------------------------------------------------------------------------- log entries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewEntry:
+    """The next view. Joiners get leases from the ledger; those of the removed return to it."""
+
+    view: View
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundEntry:
+    """A committed outer step."""
+
+    round: int
+    attempt: int
+    contributions: tuple[Contribution, ...]
+    state_root: bytes
+    durable_round: int
+    """A majority of the view had checkpointed this round or a later one when this was proposed."""
+    stop: str = ""
+    """Not empty: the run ends here for all, and this is why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackEntry:
+    """Go back to a round that somebody still holds (after everybody died)."""
+
+    round: int
+    state_root: bytes
+
+
+Entry: TypeAlias = ViewEntry | RoundEntry | RollbackEntry
+
+# ---------------------------------------------------------------------------- actions: to links
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    peer: PeerId
+    payload: bytes
+    urgent: bool = False
+    """Ahead of bulk-like traffic (state chunks' manifests, gossip)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    peer: PeerId
+    seq: int
+    suspected_incarnation: int
+    """0: a plain probe; else the suspect refutes natively by raising its incarnation above it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLink:
+    peer: PeerId
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Durable before any later action of the list: replaces the previous record."""
+
+    record: bytes
+
+
+# ------------------------------------------------------------------------ actions: to the trainer
+
+
+@dataclass(frozen=True, slots=True)
+class StartReduce:
+    """Run the all-reduce of `round` over the participants, then report Reduced or ReduceFailed.
+
+    Participants are in rank order and all take part in the exchange; those without a
+    contribution count with weight 0.
+    """
+
+    view: View
+    round: int
+    attempt: int
+    participants: tuple[PeerId, ...]
+    contributions: tuple[Contribution, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AbortReduce:
+    """Call the running attempt off (idempotent; a late one hits nothing newer)."""
+
+    round: int
+    attempt: int
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """An entry of the log, in order, exactly once. For a RoundEntry that this peer reduced itself:
+    apply the outer step; if it did not (or its root differs), a FetchState follows."""
+
+    slot: int
+    entry: Entry
+    view: View
+    """The view after the entry."""
+    leases: tuple[Range, ...]
+    """This peer's sample ranges from here on (unchanged unless the entry granted new ones)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseRound:
+    """Contribute to `round` now with what you have: the others wait only for you."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchState:
+    """Get the committed state of `round` with this root from any of the holders, then StateHeld."""
+
+    round: int
+    state_root: bytes
+    holders: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """This peer is a member now."""
+
+    view: View
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The leave that was asked for is committed (or nobody was left to agree to it)."""
+
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """The others went on without this peer; it is rejoining. Its uncommitted work is discarded."""
+
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something a person should know, in a sentence: a death, a fork, a pause, a divergence."""
+
+    kind: str
+    """"peer-died", "peer-left", "suspect", "quorum-lost", "fork", "merge", "divergence", …"""
+    peer: PeerId | None
+    says: str
+
+
+Action: TypeAlias = (
+    Send
+    | Probe
+    | Dial
+    | CloseLink
+    | Persist
+    | StartReduce
+    | AbortReduce
+    | Committed
+    | CloseRound
+    | FetchState
+    | Joined
+    | Left
+    | Evicted
+    | Fault
+)
+
+
+# ---------------------------------------------------------------------------- configuration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreConfig:
+    """Times in seconds. Validated at construction."""
+
+    run: bytes
+    """Run id, 32 bytes."""
+    fingerprint: bytes
+    """Digest of the recipe's names, shapes, dtypes and options; peers that differ are refused."""
+    lease_samples: int = 0
+    """Samples leased to each member per round; 0: the data has no stable ids."""
+    probe_period_s: float = 0.7
+    probe_timeout_s: float = 0.5
+    indirect_probes: int = 3
+    suspicion_s: float = 2.0
+    """Silent peer: from first suspicion to death, at least (Lifeguard stretches it)."""
+    closed_suspicion_s: float = 0.4
+    """The same when the other end closed its connection."""
+    quorum_timeout_s: float = 15.0
+    """A majority unreachable for so long: fork or pause."""
+    on_quorum_loss: str = "fork"
+    """"fork" or "pause"."""
+    election_s: float = 0.5
+    """A coordinator that makes no progress with something due for so long is doubted."""
+    retry_s: float = 0.25
+    """Unanswered protocol messages are repeated after this."""
+    reduce_timeout_s: float = 120.0
+    """An attempt that has not finished after this is aborted."""
+    hung_after_s: float = 60.0
+    """No trainer progress for so long while others wait: evicted."""
+
+    def __post_init__(self) -> None:
+        if len(self.run) != 32:
+            raise ValueError("run id is 32 bytes")
+        if self.on_quorum_loss not in ("fork", "pause"):
+            raise ValueError(f"on_quorum_loss is 'fork' or 'pause', not {self.on_quorum_loss!r}")
+        for name in ("probe_period_s", "probe_timeout_s", "suspicion_s", "closed_suspicion_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreStatus:
+    """A snapshot for people and tools."""
+
+    lineage: str
+    epoch: int
+    round: int
+    durable_round: int
+    members: Mapping[PeerId, str]
+    """Peer → "alive", "suspect", "dead", "left" or "joining"."""
+    names: Mapping[PeerId, str]
+    coordinator: PeerId | None
