@@ -1,11 +1,13 @@
 """Values that every layer may hold. A leaf: imports nothing of ours, and neither torch nor numpy.
 
 A peer id is the string ``peer:`` + lower-case base32 (no padding) of a raw Ed25519 public key.
-Native code takes the 32 raw bytes instead; `decentral.peer.identity` converts.
+Native code takes the 32 raw bytes instead; `raw_id` and `peer_id` convert.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,6 +24,25 @@ PeerId: TypeAlias = str
 def short(peer: PeerId) -> str:
     """The form shown to people: the first eight characters after ``peer:``."""
     return peer.removeprefix("peer:")[:8]
+
+
+def raw_id(peer: PeerId) -> bytes:
+    """The 32 raw bytes of a peer id. ValueError if it is none, or not in its one canonical form."""
+    text = peer.removeprefix("peer:")
+    try:
+        raw = base64.b32decode(text.upper() + "====")
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 32 or peer_id(raw) != peer:
+        raise ValueError(f"not a peer id: {peer[:80]!r}")
+    return raw
+
+
+def peer_id(raw: bytes) -> PeerId:
+    """The peer id of a raw Ed25519 public key (32 bytes)."""
+    if len(raw) != 32:
+        raise ValueError(f"a public key has 32 bytes, not {len(raw)}")
+    return "peer:" + base64.b32encode(raw).decode("ascii").rstrip("=").lower()
 
 
 @dataclass(frozen=True, order=True, slots=True)
