@@ -1,0 +1,1 @@
+"""What `decentral bench` runs. Measurements live here and in native/bench, never in tests."""

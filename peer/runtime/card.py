@@ -1,0 +1,143 @@
+"""This peer's papers: which run it belongs to, what proves it, and whom it knows there."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from decentral.errors import ConfigError, SelfJoinError
+from decentral.peer.admission import Admission, Admitted, Hello, RunContext
+from decentral.peer.credential import RunAuthority, load_chain, run_label, save_chain, verify
+from decentral.peer.files import write_atomic
+from decentral.peer.identity import Identity
+from decentral.peer.joinword import Invite, JoinWord, mint_invite
+from decentral.types import PeerId
+
+_MAX_BOOK_BYTES = 1 << 20
+
+
+class MembershipCard:
+    """Read from the home, the join words and the credential file; kept in the home."""
+
+    def __init__(
+        self,
+        home: Path,
+        identity: Identity,
+        name: str,
+        *,
+        join: Sequence[str],
+        credential: Path | None,
+        open_run: bool,
+    ) -> None:
+        """Raises ConfigError or CredentialError if the papers do not fit together."""
+        self._home, self._me, self._name = home, identity, name
+        self.addresses: tuple[str, ...] = ()
+        self._words = [JoinWord.parse(word) for word in join]
+        self._invite: Invite | None = next((w.invite for w in self._words if w.invite), None)
+        self.context: RunContext | None = None
+        self.made_run = False
+        self._book: dict[PeerId, tuple[str, ...]] = self._read_book()
+        now = time.time()
+        kept = home / "credential"
+        if credential is not None:
+            chain = load_chain(credential)
+            verify(chain, chain[0].issuer, identity.public, now)
+            self.context = RunContext(authority=chain[0].issuer, chain=chain)
+        elif kept.exists():
+            chain = load_chain(kept)
+            self.context = RunContext(
+                authority=chain[0].issuer, chain=chain, open=(home / "open").exists()
+            )
+        if self._invite is not None:
+            self._invite.check(now)
+            if self.context is not None and self.context.run != self._invite.run:
+                raise ConfigError(
+                    f"{home} belongs to run {run_label(self.context.run)}, and the join word is "
+                    f"of run {run_label(self._invite.run)}: use another --home or --name"
+                )
+            if self.context is None:
+                chain = self._invite.credential_for(identity.public, now=now)
+                save_chain(kept, chain)
+                self.context = RunContext(
+                    authority=self._invite.authority, chain=chain, open=self._invite.open
+                )
+        if self.context is None and not self._words:
+            authority = RunAuthority.load_or_create(home / "authority.key")
+            chain = authority.issue(identity.public, now=now)
+            save_chain(kept, chain)
+            if open_run:
+                write_atomic(home / "open", b"this run admits anyone\n")
+            self.context = RunContext(authority=authority.public, chain=chain, open=open_run)
+            self.made_run = True
+
+    @property
+    def run(self) -> bytes | None:
+        """Run id; None until somebody of an open run has told us."""
+        return self.context.run if self.context else None
+
+    def entry_addresses(self) -> list[str]:
+        """What the join words name; SelfJoinError if that is only ourselves."""
+        named = [address for word in self._words for address in word.addresses]
+        others = [address for address in named if address not in self.addresses]
+        if named and not others:
+            raise SelfJoinError("the join word leads back to this very peer", phase="join")
+        return others
+
+    def join_word(self) -> str:
+        """A word for newcomers: a fresh invite, or the one that we came with."""
+        assert self.context is not None and self.addresses
+        plain = JoinWord(addresses=self.addresses)
+        try:
+            invite = mint_invite(
+                self._me, self.context.chain, now=time.time(), open=self.context.open
+            )
+        except ConfigError:
+            if self._invite is None:
+                if self.context.open:
+                    return plain.text
+                raise
+            invite = self._invite
+        return JoinWord(addresses=self.addresses, invite=invite).text
+
+    def admission(self, peer: PeerId, inbound: bool, exporter: bytes) -> Admission:
+        """One end of the handshake on a fresh link."""
+        return Admission(
+            self._me,
+            inbound=inbound,
+            peer=peer,
+            exporter=exporter,
+            hello=Hello(name=self._name, addresses=self.addresses),
+            run=self.context,
+            now=time.time(),
+            invite=self._invite,
+        )
+
+    def admitted(self, other: Admitted) -> None:
+        """Somebody let us in, or we them: remember the run and how to get there again."""
+        if self.context is None:
+            self.context = other.run
+        if other.addresses:
+            self._book[other.peer] = other.addresses
+            self._write_book()
+
+    # --------------------------------------------------------------------------- address book
+
+    def address_book(self) -> dict[PeerId, tuple[str, ...]]:
+        """Peers of this run that we have met, and where."""
+        return dict(self._book)
+
+    def _read_book(self) -> dict[PeerId, tuple[str, ...]]:
+        path = self._home / "address_book.json"
+        try:
+            if path.stat().st_size > _MAX_BOOK_BYTES:
+                return {}
+            book = json.loads(path.read_text())
+            return {str(peer): tuple(map(str, addresses)) for peer, addresses in book.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}  # a convenience: without it the join word still leads in
+
+    def _write_book(self) -> None:
+        path = self._home / "address_book.json"
+        write_atomic(path, json.dumps(self._book, indent=1).encode())

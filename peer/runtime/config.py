@@ -1,0 +1,64 @@
+"""What a peer is told at its start about itself and the network. The run's own options are not
+here: they belong to the run and arrive with its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from decentral.errors import ConfigError
+
+
+def parse_listen_address(text: str) -> tuple[str, int]:
+    """Like an address to dial, but port 0 takes a free one. ConfigError if it is none."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{text!r} is not an address: it should look like HOST:PORT")
+    return host, int(port)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Validated at construction."""
+
+    home: Path
+    """Identity, credential, durable record, address book, checkpoints, event log."""
+    name: str
+    """For people; unique names help them."""
+    listen: str = "0.0.0.0:0"
+    """HOST:PORT; port 0 takes a free one."""
+    join: tuple[str, ...] = ()
+    """Join words. Empty: go on with the run in `home`, or make one."""
+    credential: Path | None = None
+    """A credential file, for a join word that carries no invite."""
+    open_run: bool = False
+    """A run that admits anyone; only says something when this peer makes the run."""
+    on_quorum_loss: str = "fork"
+    """"fork": survivors that are half of the view or more go on; "pause": they wait."""
+    quorum_timeout_s: float = 15.0
+    """How long a majority may be unreachable before `on_quorum_loss` applies."""
+    join_timeout_s: float = 20.0
+    """From the first dial until some member has admitted us."""
+    bulk_streams: int = 2
+    """Parallel TCP connections per link for bulk data."""
+    encrypt_bulk: bool = True
+    """False only on a network that you trust: bulk data then crosses it in the clear."""
+    silence_limit_s: float = 5.0
+    """A link on which nothing was heard for so long is dead."""
+    on_event: Callable[[Mapping[str, Any]], None] = field(default=lambda event: None, repr=False)
+    """Called with every event of the documented stream, on any thread."""
+
+    def __post_init__(self) -> None:
+        parse_listen_address(self.listen)
+        if not self.name or len(self.name) > 64 or not self.name.isprintable():
+            raise ConfigError("a peer's name has 1 to 64 printable characters")
+        if self.on_quorum_loss not in ("fork", "pause"):
+            raise ConfigError(f"on_quorum_loss is fork or pause, not {self.on_quorum_loss!r}")
+        if not 1 <= self.bulk_streams <= 64:
+            raise ConfigError("bulk_streams is between 1 and 64")
+        for name in ("quorum_timeout_s", "join_timeout_s", "silence_limit_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive")
