@@ -18,7 +18,6 @@ import hashlib
 import ipaddress
 import re
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from decentral.errors import ConfigError, CredentialError, DecentralError, ProtocolError
@@ -212,14 +211,13 @@ def _decode_invite(encoded: str) -> tuple[Invite, tuple[str, ...]]:
 def mint_invite(
     signer: Identity,
     chain: Chain,
-    addresses: Sequence[str],
     *,
     now: float,
     expires_s: float = INVITE_VALID_S,
     role: Role | None = None,
     open: bool = False,
-) -> JoinWord:
-    """A word with a new multi-use invite, signed by a member that may invite.
+) -> Invite:
+    """A new multi-use invite, signed by a member that may invite; goes into a `JoinWord`.
 
     `chain` is the signer's own, empty if it is the run's authority itself. ConfigError if the
     signer may not invite, or if its chain is too long for a guest: then it passes on the invite
@@ -241,5 +239,4 @@ def mint_invite(
         signer, run, Identity(seed).public,
         now=now, valid_s=expires_s, role=role or strongest, can_invite=True,
     )  # fmt: skip
-    invite = Invite(seed=seed, chain=(*chain, link), open=open)
-    return JoinWord(addresses=tuple(addresses), invite=invite)
+    return Invite(seed=seed, chain=(*chain, link), open=open)
