@@ -1,0 +1,249 @@
+"""Committed states on disk: safetensors and a manifest with their hashes; the last few are kept.
+
+    checkpoints/
+      round-00000041/  state.safetensors  manifest.json
+      round-00000042/  …
+      .tmp-…           a save in progress: everything is fsynced before the rename makes it count
+
+A save that fails leaves the older ones and the training as they are. A load verifies every hash
+and falls back to the next older checkpoint, and says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decentral import tensor_file
+from decentral.errors import CorruptCheckpointError, DiskError
+from decentral.state import hash_state, tensor_root
+from decentral.types import CommittedState, TensorSpec
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+TENSORS = "state.safetensors"
+
+_MAX_MANIFEST_BYTES = 16 << 20
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EIO: "the disk reports an I/O error",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What `load_latest` found."""
+
+    state: CommittedState
+    lineage: str
+    passed_over: tuple[CorruptCheckpointError, ...]
+    """Newer checkpoints that could not be used, one sentence each."""
+
+
+def save(
+    state: CommittedState, directory: Path, *, run: bytes = b"", lineage: str = "", keep: int = 3
+) -> Path:
+    """Write `state` so that it is wholly there or not at all. Raises a DiskError."""
+    final = directory / f"round-{state.round:08d}"
+    temporary = directory / f".tmp-{state.round:08d}-{os.getpid()}"
+    replaced = directory / f".tmp-{state.round:08d}-{os.getpid()}-replaced"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        with (temporary / TENSORS).open("wb") as file:
+            tensor_file.write(file, state.tensors)
+            os.fsync(file.fileno())
+        with (temporary / MANIFEST).open("w") as text:
+            json.dump(_manifest(state, run, lineage), text, indent=1)
+            text.flush()
+            os.fsync(text.fileno())
+        _sync_directory(temporary)
+        if final.exists():
+            # The same round once more, after a rollback: the newer outcome replaces the older.
+            final.rename(replaced)
+        temporary.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
+        _sync_directory(directory)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        why = _REASONS.get(error.errno or 0, os.strerror(error.errno or errno.EIO))
+        raise DiskError(
+            f"round {state.round} could not be saved in {directory}: {why}; training goes on, "
+            "and older checkpoints are as they were",
+            phase="checkpoint",
+        ) from error
+    for old in _rounds(directory)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_latest(
+    directory: Path, schema: Sequence[TensorSpec], *, run: bytes = b""
+) -> Loaded | None:
+    """The newest state whose every hash is right; None where there is no checkpoint of this run.
+
+    Raises the newest one's CorruptCheckpointError when there are some and none can be used.
+    """
+    passed_over: list[CorruptCheckpointError] = []
+    for path in _rounds(directory):
+        try:
+            manifest = _read_manifest(path)
+            if run and manifest["run"] != run.hex():
+                continue
+            return Loaded(
+                state=_load(path, manifest, schema),
+                lineage=str(manifest["lineage"]),
+                passed_over=tuple(passed_over),
+            )
+        except CorruptCheckpointError as error:
+            passed_over.append(error)
+    if passed_over:
+        raise passed_over[0]
+    return None
+
+
+def _manifest(state: CommittedState, run: bytes, lineage: str) -> dict[str, Any]:
+    leaves = state.leaves or hash_state(state.tensors)[1]
+    return {
+        "format": FORMAT,
+        "run": run.hex(),
+        "lineage": lineage,
+        "round": state.round,
+        "root": state.root.hex(),
+        "tensors": {
+            name: {
+                "size_bytes": array.nbytes,
+                "root": tensor_root(name, array, leaves[name]).hex(),
+            }
+            for name, array in sorted(state.tensors.items())
+        },
+    }
+
+
+def _read_manifest(path: Path) -> Mapping[str, Any]:
+    try:
+        file = path / MANIFEST
+        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise ValueError("too long")
+        manifest = json.loads(file.read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']}, and this version reads {FORMAT}")
+        for key in ("run", "lineage", "round", "root", "tensors"):
+            manifest[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpointError(
+            f"{path.name} has no readable manifest ({error})", phase="load checkpoint"
+        ) from error
+    return manifest  # type: ignore[no-any-return]
+
+
+def _load(path: Path, manifest: Mapping[str, Any], schema: Sequence[TensorSpec]) -> CommittedState:
+    try:
+        tensors = tensor_file.read(path / TENSORS, schema)
+    except OSError as error:
+        raise CorruptCheckpointError(
+            f"{path.name} cannot be read: {error.strerror}", phase="load checkpoint"
+        ) from error
+    root, leaves = hash_state(tensors)
+    if root.hex() != manifest["root"]:
+        declared = manifest["tensors"]
+        bad = [
+            name
+            for name, array in tensors.items()
+            if declared.get(name, {}).get("root") != tensor_root(name, array, leaves[name]).hex()
+        ]
+        raise CorruptCheckpointError(
+            f"{path.name} is damaged: {', '.join(bad[:3]) or 'its root'} does not match its hash",
+            phase="load checkpoint",
+        )
+    return CommittedState(round=int(manifest["round"]), tensors=tensors, root=root, leaves=leaves)
+
+
+def _rounds(directory: Path) -> list[Path]:
+    """Newest first."""
+    with contextlib.suppress(OSError):
+        return sorted(directory.glob("round-*"), reverse=True)
+    return []
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Checkpointer:
+    """Saves in a thread of its own. At most one state waits: a newer one takes its place.
+
+    `on_saved(round)` and `on_failed(error)` are called on that thread.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        run: bytes = b"",
+        keep: int = 3,
+        on_saved: Callable[[int], None],
+        on_failed: Callable[[DiskError], None],
+    ) -> None:
+        self._directory, self._run, self._keep = directory, run, keep
+        self._on_saved, self._on_failed = on_saved, on_failed
+        self._changed = threading.Condition()
+        self._pending: tuple[CommittedState, str] | None = None  # guarded by _changed
+        self._saving = False  # guarded by _changed
+        self._closed = False  # guarded by _changed
+        self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def submit(self, state: CommittedState, lineage: str) -> None:
+        """Returns at once. Nothing happens after `close`."""
+        with self._changed:
+            self._pending = (state, lineage)
+            self._changed.notify_all()
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until everything submitted is saved, or has failed."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._pending is None and not self._saving, timeout_s
+            )
+
+    def close(self) -> None:
+        self.flush()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending is not None or self._closed)
+                if self._pending is None:
+                    return
+                (state, lineage), self._pending = self._pending, None
+                self._saving = True
+            try:
+                save(state, self._directory, run=self._run, lineage=lineage, keep=self._keep)
+                self._on_saved(state.round)
+            except DiskError as error:
+                self._on_failed(error)
+            finally:
+                with self._changed:
+                    self._saving = False
+                    self._changed.notify_all()

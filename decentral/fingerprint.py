@@ -1,0 +1,63 @@
+"""What all peers of a run must agree on before they train together, and how they say they do not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from decentral.strategies.base import Strategy
+from decentral.types import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """`digest` is compared when a peer joins; `facts` are there to name what differs."""
+
+    facts: Mapping[str, str]
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the facts in canonical JSON."""
+        text = json.dumps(dict(self.facts), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).digest()
+
+    def difference(self, theirs: Mapping[str, str]) -> str:
+        """One clause per fact that differs: "strategy.sync_every is 15 here and 100 there"."""
+        return "; ".join(
+            f"{name} is {self.facts.get(name, 'absent')} here and {theirs.get(name, 'absent')} there"
+            for name in sorted(self.facts.keys() | theirs.keys())
+            if self.facts.get(name) != theirs.get(name)
+        )
+
+
+def fingerprint(
+    schema: Sequence[TensorSpec],
+    strategy: Strategy,
+    *,
+    recipe: str = "",
+    version: str = "",
+    dataset: str = "",
+    seed: int = 0,
+) -> Fingerprint:
+    """Names, shapes, dtypes, strategy options, declared versions; never source text."""
+    tensors = hashlib.sha256()
+    for spec in schema:
+        tensors.update(f"{spec.name} {spec.dtype} {list(spec.shape)}\n".encode())
+    facts = {
+        "recipe": recipe,
+        "recipe.version": version,
+        "model": f"{len(schema)} tensors {tensors.hexdigest()[:16]}",
+        "dataset": dataset,
+        "seed": str(seed),
+        "strategy": strategy.name,
+    }
+    facts |= {f"strategy.{name}": repr(value) for name, value in strategy.options().items()}
+    return Fingerprint(facts)
+
+
+def dataset_fact(dataset: Any) -> str:
+    """Its length, and its own `digest` (a string) where it has one."""
+    return f"{len(dataset)} samples {getattr(dataset, 'digest', '')}".strip()

@@ -1,0 +1,120 @@
+"""One inner optimizer step: accumulation, unscaling, clipping, the schedule, GradScaler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from decentral.errors import ConfigError
+from decentral.schedule import Progress, Schedule, constant
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What an optimizer step did. `tokens` is 0 if the GradScaler skipped it."""
+
+    tokens: int
+    loss: torch.Tensor
+    """Mean over the accumulated micro-batches; on the device, so that no step waits for it."""
+
+
+@dataclass(slots=True)
+class _Micro:
+    """Since the last optimizer step."""
+
+    steps: int = 0
+    tokens: int = 0
+    losses: list[torch.Tensor] = field(default_factory=list)
+
+
+class InnerStep:
+    """Owns how gradients become a parameter change. The caller has run `loss.backward()`.
+
+    Gradients of `accumulate` calls are averaged: call backward on each micro-batch's mean loss
+    and do not divide it.
+    """
+
+    def __init__(
+        self,
+        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        *,
+        schedule: Schedule | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+    ) -> None:
+        if isinstance(optimizers, torch.optim.Optimizer):
+            optimizers = [optimizers]
+        self._optimizers = list(optimizers)
+        if not self._optimizers or not all(
+            isinstance(o, torch.optim.Optimizer) for o in self._optimizers
+        ):
+            raise ConfigError("optimizer is a torch optimizer, or a sequence of them")
+        self._schedule = schedule or constant
+        self._scaler = scaler
+        self._accumulate = accumulate
+        self._clip_norm = clip_norm
+        self._micro = _Micro()
+        self._groups: list[dict[str, Any]] = [g for o in self._optimizers for g in o.param_groups]
+        # A torch scheduler may have scaled "lr" already and then keeps the original here.
+        self._peaks = [float(g.get("initial_lr", g["lr"])) for g in self._groups]
+
+    def __call__(
+        self, loss: torch.Tensor | float, tokens: int, progress: Progress
+    ) -> StepResult | None:
+        """None: more micro-batches are due before the optimizer steps."""
+        micro = self._micro
+        micro.steps += 1
+        micro.tokens += tokens
+        micro.losses.append(torch.as_tensor(loss).detach())
+        if micro.steps < self._accumulate:
+            return None
+        self._micro = _Micro()
+        for group, peak in zip(self._groups, self._peaks, strict=True):
+            _set_lr(group, peak * self._schedule(progress))
+        skipped = self._step()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        mean_loss = torch.stack([loss.float() for loss in micro.losses]).mean()
+        return StepResult(0 if skipped else micro.tokens, mean_loss)
+
+    def forget(self) -> None:
+        """Gradients and optimizer state go: what a non-finite step may have poisoned."""
+        self._micro = _Micro()
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _step(self) -> bool:
+        """Whether the GradScaler skipped it."""
+        gradients = [
+            p.grad for group in self._groups for p in group["params"] if p.grad is not None
+        ]
+        if self._scaler is not None:
+            for optimizer in self._optimizers:
+                self._scaler.unscale_(optimizer)
+        if self._accumulate > 1:
+            torch._foreach_div_(gradients, float(self._accumulate))
+        if self._clip_norm is not None:
+            parameters = [p for group in self._groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+        if self._scaler is None:
+            for optimizer in self._optimizers:
+                optimizer.step()
+            return False
+        before = self._scaler.get_scale()
+        for optimizer in self._optimizers:
+            self._scaler.step(optimizer)
+        self._scaler.update()
+        # The scale falls exactly when a gradient was not finite and the step was left out.
+        return bool(self._scaler.get_scale() < before)
+
+
+def _set_lr(group: dict[str, Any], lr: float) -> None:
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr

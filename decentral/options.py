@@ -1,0 +1,52 @@
+"""The options of a run that are neither its strategy nor its mesh's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from decentral.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from decentral.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Validated when made."""
+
+    schedule: Schedule | None = None
+    """Multiplier of the learning rate on the run's clock (`decentral.schedule`)."""
+    scaler: torch.amp.GradScaler | None = None
+    """For fp16 autocast. A step that it skips counts no tokens."""
+    accumulate: int = 1
+    """Calls of `run.step` per optimizer step; their gradients are averaged."""
+    clip_norm: float | None = None
+    """Upper bound of the gradients' joint 2-norm."""
+    target_tokens: int | None = None
+    """A founder's: the run ends for all at the first round with so many tokens."""
+    rounds: int | None = None
+    """A founder's: the run ends for all at this round."""
+    home: Path | str | None = None
+    """Folder of identity, address book and checkpoints; None: nothing is kept."""
+    seed: int = 0
+    """Orders the samples. Part of the fingerprint: peers share samples out by it."""
+    recipe: str = ""
+    """Name of the recipe, for the fingerprint."""
+    recipe_version: str = ""
+    """Its declared version, likewise."""
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "target_tokens", "accumulate"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is at least 1, not {value}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ConfigError(f"clip_norm is positive, not {self.clip_norm}")
+
+    @property
+    def checkpoints(self) -> Path | None:
+        return Path(self.home) / "checkpoints" if self.home is not None else None

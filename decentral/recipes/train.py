@@ -1,0 +1,53 @@
+"""The plain training loop of the command line, for any recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decentral.options import RunOptions
+from decentral.recipes import Recipe, Task
+from decentral.run import Run
+
+
+def run_options(
+    recipe: Recipe,
+    task: Task,
+    *,
+    home: Path | str | None = None,
+    rounds: int | None = None,
+    seed: int = 0,
+) -> RunOptions:
+    """What a run of this recipe is made with."""
+    return RunOptions(
+        schedule=task.schedule,
+        accumulate=task.accumulate,
+        clip_norm=task.clip_norm,
+        rounds=rounds or task.rounds,
+        home=home,
+        seed=seed,
+        recipe=recipe.name,
+        recipe_version=recipe.version,
+    )
+
+
+def train(task: Task, run: Run, *, evaluate_every: int = 10) -> None:
+    """Until the run ends. Every `evaluate_every` rounds, and at the last one, the `round` event
+    has a `val_loss`: of the committed parameters, so equal on all peers."""
+    if task.torch_threads is not None:
+        torch.set_num_threads(task.torch_threads)
+
+    def evaluate(run: Run) -> Mapping[str, Any]:
+        if run.round % evaluate_every and run.finished is None:
+            return {}
+        return {"val_loss": round(task.evaluate(task.model), 4)}
+
+    run.each_round(evaluate)
+    task.model.train()
+    for batch in run.data(task.dataset, task.batch_size, num_workers=task.num_workers):
+        loss = task.loss_fn(task.model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        run.step(loss, tokens=task.tokens_of(batch))
