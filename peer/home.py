@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import stat
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,8 @@ _SHORT_PLACE = Path("/tmp")
 _RECORD_MAGIC = b"decentral record 1\n"
 _MAX_BOOK_BYTES = 4 << 20
 _MAX_BOOK_PEERS = 10_000
+_LOCK_TRIES = 4
+_LOCK_RETRY_S = 0.01
 _log = logging.getLogger(__name__)
 
 
@@ -139,14 +142,19 @@ class Home(HomePaths):
                 leftover.unlink()
 
     def _take(self, fd: int) -> None:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-            raise ConfigError(
-                f"{self.path} is used by process {holder or 'unknown'}: "
-                "stop it, or give another --home"
-            ) from None
+        for attempt in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt < _LOCK_TRIES - 1:  # `is_locked` in another process takes it briefly
+                    time.sleep(_LOCK_RETRY_S)
+                    continue
+                holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+                raise ConfigError(
+                    f"{self.path} is used by process {holder or 'unknown'}: "
+                    "stop it, or give another --home"
+                ) from None
         with disk_errors("write", self.lock):
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
