@@ -1,0 +1,108 @@
+// The data thread's work: bulk streams, the collective's frames, and blobs.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "io/reactor.h"
+#include "link/blob.h"
+#include "link/bulk_stream.h"
+#include "link/bulk_transport.h"
+#include "link/endpoint.h"
+#include "link/event_queue.h"
+#include "link/stats.h"
+
+namespace decentral {
+
+// What the data thread asks of the control thread. Callable from any thread.
+class LinkPort {
+ public:
+  virtual ~LinkPort() = default;
+  virtual void WantBulk(LinkId link) = 0;
+  virtual void BulkUp(LinkId link) = 0;
+  virtual void StreamFailed(LinkId link, const Error& why) = 0;
+  virtual void SendControl(LinkId link, const FrameHeader& header, std::string payload) = 0;
+};
+
+class DataPlane : public BulkTransport, private BulkStream::Owner {
+ public:
+  DataPlane(const EndpointOptions& options, EventQueue* events, EndpointMeters* meters,
+            Stamp* stamp);
+  ~DataPlane() override;
+  void Start(LinkPort* port);
+  void Stop();  // gives all borrowed memory back, then ends the loop
+
+  // From the control thread; handled here in order.
+  void LinkAdmitted(LinkId link, const PeerId& peer, bool dialer,
+                    std::shared_ptr<LinkMeters> meters);
+  void LinkDown(LinkId link, const Error& why);
+  void AddStream(LinkId link, int index, int count, std::unique_ptr<Stream> stream);
+  void BulkFailed(LinkId link, const Error& why);
+  void ControlFrame(LinkId link, const FrameHeader& header, std::string payload);
+
+  // Any thread.
+  void SetHandler(BulkHandler* handler);
+  void SendBlob(LinkId link, uint64_t key, const uint8_t* data, uint64_t size,
+                std::function<void()> done);
+  void PostBlob(LinkId link, uint64_t key, uint8_t* into, uint64_t size);
+  void CancelBlob(uint64_t key);
+
+  // BulkTransport.
+  int Streams(const PeerId& peer) const override;
+  void WantStreams(const PeerId& peer) override;
+  void Send(const PeerId& to, int stream, const FrameHeader& header, const void* payload,
+            uint64_t cookie) override;
+  void SendControl(const PeerId& to, const FrameHeader& header, const void* payload) override;
+  void Post(std::function<void()> work) override;
+  void PostAfter(int delay_ms, std::function<void()> work) override;
+
+ private:
+  struct Link {
+    LinkId id = 0;
+    PeerId peer{};
+    bool dialer = false;
+    bool up = false;     // all streams are open
+    bool asked = false;  // opening
+    size_t count = 0;    // of streams, once known
+    std::vector<std::unique_ptr<BulkStream>> streams;
+    std::shared_ptr<LinkMeters> meters;
+    BlobSender blobs;
+  };
+
+  // BulkStream::Owner.
+  uint8_t* OnStreamHeader(BulkStream* stream, const FrameHeader& header) override;
+  void OnStreamPayload(BulkStream* stream, const FrameHeader& header) override;
+  bool NextBlobSlice(BulkStream* stream, BulkStream::Out* out) override;
+  void OnStreamSent(BulkStream* stream, BulkStream::Out& out) override;
+  void OnStreamFailed(BulkStream* stream, const Error& why) override;
+  void OnStreamBytes(BulkStream* stream, uint64_t read, uint64_t written) override;
+
+  Link* Find(LinkId link);
+  Link* Current(const PeerId& peer);
+  const Link* Current(const PeerId& peer) const;
+  void Ask(Link& link);
+  void MaybeUp(Link& link);
+  void TakeDown(Link& link, const Error& why, bool link_gone);
+  void BlobFailed(LinkId link, uint64_t key, const Error& why);
+  void Stamped(FrameHeader* header) const;
+
+  const EndpointOptions options_;
+  EventQueue* const events_;
+  EndpointMeters* const totals_;
+  Stamp* const stamp_;
+  LinkPort* port_ = nullptr;
+  Reactor loop_;
+
+  // Data thread only.
+  BulkHandler* handler_ = nullptr;
+  std::map<LinkId, Link> links_;  // admitted, in the order of their numbers
+  BlobReceiver receiver_;
+  uint64_t next_blob_ = 1;
+  std::vector<std::unique_ptr<BulkStream>> graveyard_;  // closed in the middle of their own work
+};
+
+}  // namespace decentral

@@ -1,0 +1,27 @@
+// Counters that any thread may read while the two loops write them.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace decentral {
+
+struct LinkMeters {
+  std::atomic<uint64_t> control_sent{0}, control_received{0};
+  std::atomic<uint64_t> bulk_sent{0}, bulk_received{0};
+  std::atomic<uint64_t> queued{0};  // given to Send, not yet written
+  std::atomic<uint64_t> rtt_us{0};
+  std::atomic<int> streams{0};
+};
+
+struct EndpointMeters {
+  std::atomic<uint64_t> links_up{0}, refused{0}, half_open{0}, protocol_errors{0};
+  std::atomic<uint64_t> bytes_sent{0}, bytes_received{0};
+};
+
+// What SetStamp says; the control and the data thread both put it on their frames.
+struct Stamp {
+  std::atomic<uint64_t> run{0}, lineage{0}, epoch{0};
+};
+
+}  // namespace decentral
