@@ -95,7 +95,9 @@ def test_an_inviter_that_expired_is_named() -> None:
 def test_another_run() -> None:
     foreign = RunAuthority(Identity(b"f" * 32))
     says = refused(foreign.issue(PEER.public, now=NOW))
-    assert says == f"belongs to another run ({run_label(foreign.run)}, not {AUTHORITY.run.hex()[:8]})"
+    assert (
+        says == f"belongs to another run ({run_label(foreign.run)}, not {AUTHORITY.run.hex()[:8]})"
+    )
 
 
 def test_no_right_to_invite() -> None:
