@@ -275,10 +275,12 @@ class FetchState:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """This peer is a member now."""
+    """This peer is a member now (again). Entries committed before are not delivered any more."""
 
     view: View
     round: int
+    leases: tuple[Range, ...] = ()
+    """This peer's sample ranges from here on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +357,9 @@ class CoreConfig:
     """An attempt that has not finished after this is aborted."""
     hung_after_s: float = 60.0
     """No trainer progress for so long while others wait: evicted."""
+    straggler_grace: float = 0.5
+    """Once half of the members have contributed, the others get this part of the time that took
+    (and at least a second) before they are asked to close the round with what they have."""
 
     def __post_init__(self) -> None:
         if len(self.run) != 32:
