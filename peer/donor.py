@@ -135,7 +135,7 @@ class Donor:
     def tick(self, now: float) -> None:
         """Release what nobody used for a while."""
         idle = self._config.pin_idle_s
-        self._pins = {r: p for r, p in self._pins.items() if now - p.used_at < idle}
+        self._pins = {r: p for r, p in self._pins.items() if now < p.used_at + idle}
 
     def next_timer(self) -> float | None:
         """When `tick` is due."""

@@ -115,14 +115,12 @@ class FetchConfig:
     window: int = 4
     """Chunks outstanding per holder."""
     stall_s: float = 10.0
-    """A holder that owes something and sends nothing for so long loses its chunks."""
-    max_stalls: int = 3
-    """After so many stalls a holder is not asked again, unless its link comes up anew."""
+    """A holder that owes something and sends nothing for so long loses its chunks, and rests."""
     give_up_s: float = 60.0
     """No progress from anybody for so long: failed."""
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.stall_s <= 0 or self.max_stalls < 1 or self.give_up_s <= 0:
+        if self.window < 1 or self.stall_s <= 0 or self.give_up_s <= 0:
             raise ConfigError("a fetch needs a positive window and positive times")
 
 
@@ -273,10 +271,10 @@ class Fetcher:
             if holder.rests_until <= now:
                 holder.rests_until = 0.0
             owing = holder.owes or peer == self._asked
-            if owing and now - holder.heard_at >= self._config.stall_s:
+            if owing and now >= holder.heard_at + self._config.stall_s:
                 actions += self._take_back(peer)
                 self._rest(peer, now)
-        if now - self._progress_at >= self._config.give_up_s:
+        if now >= self._progress_at + self._config.give_up_s:
             return actions + self._fail(self._nobody(f"for {self._config.give_up_s:g} s"))
         return actions + self._go_on(now)
 
@@ -380,8 +378,7 @@ class Fetcher:
         )
 
     def _may_help(self, holder: _Holder) -> bool:
-        stalled = holder.stalls >= self._config.max_stalls
-        return holder.up and not (holder.missing or holder.liar or stalled)
+        return holder.up and not (holder.missing or holder.liar)
 
     def _take_back(self, peer: PeerId, key: int | None = None) -> list[FetchAction]:
         """What a holder owes (or one chunk of it) goes back to the head of the queue."""
@@ -398,7 +395,8 @@ class Fetcher:
         holder = self._holders[peer]
         holder.stalls += 1
         holder.heard_at = now
-        holder.rests_until = now + self._config.stall_s / 10 * 2**holder.stalls
+        rest_s = self._config.stall_s * min(1.0, 2 ** min(holder.stalls, 4) / 10)
+        holder.rests_until = now + rest_s
 
     def _blame(self, peer: PeerId, says: str) -> list[FetchAction]:
         self._holders[peer].liar = True
