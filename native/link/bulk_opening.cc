@@ -51,7 +51,7 @@ void ControlPlane::OnBulkWanted(const ConnectionPtr& c, const FrameHeader& heade
     return Fail(c, Error(ErrorKind::kProtocol, "bulk", Who(*c) + " took the wrong part in opening"
                                                                  " bulk streams"));
   }
-  if (!c->admitted) {
+  if (!c->shared->admitted) {
     c->bulk_asked_early = true;
     c->bulk_flags = header.flags;
     c->token = payload;
@@ -173,7 +173,7 @@ void ControlPlane::BindBulk(const ConnectionPtr& c) {
 void ControlPlane::HandOver(const ConnectionPtr& c, LinkId link, int index, int count) {
   Meter(*c);
   loop_.Remove(c->stream->fd());
-  c->stream->LimitReads(UINT64_MAX);
+  c->stream->LimitReads(nullptr);
   std::unique_ptr<Stream> stream = std::move(c->stream);
   c->phase = Phase::kLinger;  // only to be dropped: it owns nothing any more
   Drop(c);

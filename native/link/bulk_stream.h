@@ -27,7 +27,7 @@ class BulkStream {
     uint64_t cookie = 0;  // kHandler
     uint64_t blob = 0;    // kBlob: BlobSender's number of it
     std::string copy;
-    uint8_t encoded[FrameHeader::kSize];
+    uint8_t encoded[FrameHeader::kSize] = {};
   };
 
   class Owner {

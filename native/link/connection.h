@@ -49,16 +49,15 @@ struct Connection {
   // A link.
   PeerId peer{};
   uint16_t version = 0;
-  bool admitted = false;
+  std::shared_ptr<LinkShared> shared = std::make_shared<LinkShared>();
   ControlQueue queue;
   ControlReader reader;
   std::string out;  // frames being written: [out_begin, size)
   size_t out_begin = 0;
   bool finished_writing = false;  // kLinger
   Clock::time_point last_heard, next_heartbeat;
-  uint64_t bulk_heard = 0;  // meters->bulk_received when last looked at
+  uint64_t bulk_heard = 0;  // shared->bulk_received when last looked at
   uint64_t read_seen = 0, written_seen = 0;
-  std::shared_ptr<LinkMeters> meters;
 
   // Its bulk streams while they are being opened.
   BulkState bulk = BulkState::kNone;

@@ -248,10 +248,9 @@ void ControlPlane::HandshakeDone(const ConnectionPtr& c) {
 void ControlPlane::LinkUp(const ConnectionPtr& c) {
   c->phase = Phase::kUp;
   c->last_heard = Clock::now();
-  c->meters = std::make_shared<LinkMeters>();
   {
     std::lock_guard<std::mutex> lock(registry_mutex_);
-    registry_[c->id] = {c->meters, c->peer, c->tls_client};
+    registry_[c->id] = {c->shared, c->peer, c->tls_client};
   }
   Meter(*c);
   TuneLinkSocket(c->stream->fd(), {.silence_limit_ms = options_.silence_limit_ms, .control = true});
@@ -380,7 +379,7 @@ void ControlPlane::Tick() {
   for (auto& [id, c] : all) {
     if (c->gone) continue;
     c->last_heard += slept;
-    if (c->phase == Phase::kUp && c->admitted) {
+    if (c->phase == Phase::kUp && c->shared->admitted) {
       CheckLiveness(c, now);
     } else if (now >= c->deadline) {
       const std::string limit = std::to_string(options_.handshake_timeout_ms) + " ms";
@@ -402,7 +401,7 @@ LinkStats ControlPlane::Stats(LinkId link) const {
   std::lock_guard<std::mutex> lock(registry_mutex_);
   const auto at = registry_.find(link);
   if (at == registry_.end()) return out;
-  const LinkMeters& m = *at->second.meters;
+  const LinkShared& m = *at->second.shared;
   out.control_bytes_sent = m.control_sent;
   out.control_bytes_received = m.control_received;
   out.bulk_bytes_sent = m.bulk_sent;

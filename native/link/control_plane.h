@@ -133,7 +133,7 @@ class ControlPlane : public LinkPort {
   // Links that are up, for callers of any thread. The data thread is told of admission and end
   // under this lock, so that it hears of them in the right order.
   struct Registered {
-    std::shared_ptr<LinkMeters> meters;
+    std::shared_ptr<LinkShared> shared;
     PeerId peer;
     bool dialer;
   };

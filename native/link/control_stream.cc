@@ -38,10 +38,8 @@ void ControlPlane::Meter(Connection& c) {
   totals_->bytes_sent += written - c.written_seen;
   c.read_seen = read;
   c.written_seen = written;
-  if (c.meters) {
-    c.meters->control_received = read;
-    c.meters->control_sent = written;
-  }
+  c.shared->control_received = read;
+  c.shared->control_sent = written;
 }
 
 // ---- in
@@ -52,7 +50,7 @@ void ControlPlane::ReadFrames(const ConnectionPtr& c) {
   while (!c->gone && (c->phase == Phase::kUp || c->phase == Phase::kRefusal)) {
     const IoResult got = c->stream->Read(buffer, sizeof buffer);
     if (got.status == IoStatus::kAgain) break;
-    const char* phase = c->admitted ? "link" : "admission";
+    const char* phase = c->shared->admitted ? "link" : "admission";
     switch (got.status) {
       case IoStatus::kEof:
         return Fail(c, Error(ErrorKind::kClosed, phase,
@@ -134,7 +132,7 @@ bool ControlPlane::OnFrame(const ConnectionPtr& c, const FrameHeader& header,
       return true;
     case FrameType::kOpReady:
     case FrameType::kOpAbort:
-      if (c->admitted) data_->ControlFrame(c->id, header, std::move(payload));
+      if (c->shared->admitted) data_->ControlFrame(c->id, header, std::move(payload));
       return true;
     default:
       return true;
@@ -144,7 +142,7 @@ bool ControlPlane::OnFrame(const ConnectionPtr& c, const FrameHeader& header,
 void ControlPlane::OnProbe(const ConnectionPtr& c, const FrameHeader& header,
                            const std::string& payload) {
   uint32_t mine = incarnation_.load();
-  if (c->admitted && !(header.flags & kFlagHeartbeat)) {
+  if (c->shared->admitted && !(header.flags & kFlagHeartbeat)) {
     // Suspected under our present name: take a higher one, which refutes it.
     while (header.attempt >= mine && mine != UINT32_MAX) {
       const uint32_t higher = header.attempt == UINT32_MAX ? UINT32_MAX : header.attempt + 1;
@@ -153,7 +151,7 @@ void ControlPlane::OnProbe(const ConnectionPtr& c, const FrameHeader& header,
   }
   FrameHeader ack{.type = FrameType::kProbeAck, .flags = header.flags};
   ack.sequence = header.sequence;
-  if (c->admitted) {
+  if (c->shared->admitted) {
     ack.attempt = mine;
     ack.round = progress_.load();
   }
@@ -165,8 +163,8 @@ void ControlPlane::OnProbeAck(const ConnectionPtr& c, const FrameHeader& header,
   const uint64_t sent_us = Number(payload), now_us = NowUs();
   if (payload.size() != kProbeBytes || sent_us > now_us) return;  // we asked no such thing
   const uint64_t rtt_us = now_us - sent_us;
-  const uint64_t smooth_us = c->meters->rtt_us.load();
-  c->meters->rtt_us = smooth_us == 0 ? rtt_us : (7 * smooth_us + rtt_us) / 8;
+  const uint64_t smooth_us = c->shared->rtt_us.load();
+  c->shared->rtt_us = smooth_us == 0 ? rtt_us : (7 * smooth_us + rtt_us) / 8;
   if (header.flags & kFlagHeartbeat) return;
   Event event;
   event.type = Event::Type::kProbeAck;
@@ -188,6 +186,7 @@ void ControlPlane::Queue(const ConnectionPtr& c, FrameHeader header, std::string
   if (header.lineage == 0) header.lineage = stamp_->lineage;
   if (header.epoch == 0) header.epoch = stamp_->epoch;
   const bool idle = c->queue.empty() && c->out_begin == c->out.size();
+  c->shared->queued += payload.size();
   c->queue.Push(header, std::move(payload), priority);
   // At the end of this turn of the loop, so that what is queued together leaves together.
   if (idle) loop_.Post([this, c] { WriteFrames(c); });
@@ -219,7 +218,7 @@ void ControlPlane::WriteFrames(const ConnectionPtr& c) {
     }
   }
   if (!broken) broken = c->stream->Flush() == IoStatus::kEof;
-  if (c->meters) c->meters->queued -= before - c->queue.bytes();
+  c->shared->queued -= before - c->queue.bytes();
   Meter(*c);
   if (broken) {
     // The other end's last words may still wait to be read; they say more than EPIPE does.
@@ -238,7 +237,7 @@ void ControlPlane::Send(LinkId link, std::string message, int priority) {
     std::lock_guard<std::mutex> lock(registry_mutex_);
     const auto at = registry_.find(link);
     if (at == registry_.end()) return;  // kLinkDown is on its way, or has been taken
-    queued = at->second.meters->queued += message.size();
+    queued = at->second.shared->queued += message.size();
   }
   loop_.Post([this, link, queued, priority, message = std::move(message)]() mutable {
     const ConnectionPtr c = FindLink(link);
@@ -254,6 +253,7 @@ void ControlPlane::Send(LinkId link, std::string message, int priority) {
                            Who(*c) + " does not read: more than " +
                                std::to_string(options_.max_queued_bytes) + " bytes wait for it"));
     }
+    c->shared->queued -= message.size();  // Queue counts it again
     Queue(c, {.type = FrameType::kMessage}, std::move(message), priority);
   });
 }
@@ -262,7 +262,6 @@ void ControlPlane::SendControl(LinkId link, const FrameHeader& header, std::stri
   loop_.Post([this, link, header, payload = std::move(payload)]() mutable {
     const ConnectionPtr c = FindLink(link);
     if (!c) return;
-    c->meters->queued += payload.size();
     Queue(c, header, std::move(payload), 0);
   });
 }
@@ -272,13 +271,13 @@ void ControlPlane::Admit(LinkId link) {
     std::lock_guard<std::mutex> lock(registry_mutex_);
     const auto at = registry_.find(link);
     if (at == registry_.end()) return;
-    data_->LinkAdmitted(link, at->second.peer, at->second.dialer, at->second.meters);
+    if (at->second.shared->admitted.exchange(true)) return;
+    at->second.shared->read_limit = UINT64_MAX;
+    data_->LinkAdmitted(link, at->second.peer, at->second.dialer, at->second.shared);
   }
   loop_.Post([this, link] {
     const ConnectionPtr c = FindLink(link);
-    if (!c || c->admitted) return;
-    c->admitted = true;
-    c->stream->LimitReads(UINT64_MAX);
+    if (!c) return;
     if (c->half_open) {
       c->half_open = false;
       --half_open_;
@@ -330,7 +329,7 @@ void ControlPlane::QueueProbe(const ConnectionPtr& c, uint64_t seq, uint32_t sus
 
 void ControlPlane::CheckLiveness(const ConnectionPtr& c, Clock::time_point now) {
   // Bulk bytes are a sign of life too: on a full line a heartbeat may have to wait behind them.
-  if (const uint64_t heard = c->meters->bulk_received; heard != c->bulk_heard) {
+  if (const uint64_t heard = c->shared->bulk_received; heard != c->bulk_heard) {
     c->bulk_heard = heard;
     c->last_heard = now;
   }

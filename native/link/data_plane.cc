@@ -49,14 +49,14 @@ DataPlane::Link* DataPlane::Current(const PeerId& peer) {
 // ---- links come and go
 
 void DataPlane::LinkAdmitted(LinkId link, const PeerId& peer, bool dialer,
-                             std::shared_ptr<LinkMeters> meters) {
-  loop_.Post([this, link, peer, dialer, meters = std::move(meters)] {
+                             std::shared_ptr<LinkShared> shared) {
+  loop_.Post([this, link, peer, dialer, shared = std::move(shared)] {
     if (links_.count(link) != 0) return;
     Link& fresh = links_[link];
     fresh.id = link;
     fresh.peer = peer;
     fresh.dialer = dialer;
-    fresh.meters = meters;
+    fresh.shared = shared;
   });
 }
 
@@ -85,7 +85,7 @@ void DataPlane::TakeDown(Link& link, const Error& why, bool link_gone) {
   const PeerId peer = link.peer;
   link.up = link.asked = false;
   link.count = 0;
-  link.meters->streams = 0;
+  link.shared->streams = 0;
   auto done = link.blobs.RemoveAll();
   const auto receipts = receiver_.RemoveLink(id);
   if (link_gone) links_.erase(id);  // `link` is no more
@@ -141,7 +141,7 @@ void DataPlane::MaybeUp(Link& link) {
   const bool serves = Current(link.peer) == &link || !Current(link.peer)->up;
   link.up = true;
   link.asked = false;
-  link.meters->streams = static_cast<int>(link.count);
+  link.shared->streams = static_cast<int>(link.count);
   port_->BulkUp(link.id);
   const LinkId id = link.id;
   if (handler_ != nullptr && serves) {
@@ -248,8 +248,8 @@ void DataPlane::OnStreamBytes(BulkStream* stream, uint64_t read, uint64_t writte
   totals_->bytes_received += read;
   totals_->bytes_sent += written;
   if (Link* link = Find(stream->link())) {
-    link->meters->bulk_received += read;
-    link->meters->bulk_sent += written;
+    link->shared->bulk_received += read;
+    link->shared->bulk_sent += written;
   }
 }
 

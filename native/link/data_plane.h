@@ -38,7 +38,7 @@ class DataPlane : public BulkTransport, private BulkStream::Owner {
 
   // From the control thread; handled here in order.
   void LinkAdmitted(LinkId link, const PeerId& peer, bool dialer,
-                    std::shared_ptr<LinkMeters> meters);
+                    std::shared_ptr<LinkShared> shared);
   void LinkDown(LinkId link, const Error& why);
   void AddStream(LinkId link, int index, int count, std::unique_ptr<Stream> stream);
   void BulkFailed(LinkId link, const Error& why);
@@ -69,7 +69,7 @@ class DataPlane : public BulkTransport, private BulkStream::Owner {
     bool asked = false;  // opening
     size_t count = 0;    // of streams, once known
     std::vector<std::unique_ptr<BulkStream>> streams;
-    std::shared_ptr<LinkMeters> meters;
+    std::shared_ptr<LinkShared> shared;
     BlobSender blobs;
   };
 

@@ -76,7 +76,8 @@ void ControlPlane::BeginTls(const ConnectionPtr& c, bool client,
   c->tls_client = client;
   c->stream = client ? tls_.Client(std::move(c->fd), tls_.ControlAlpn(), expected)
                      : tls_.Server(std::move(c->fd), expected);
-  c->stream->LimitReads(options_.max_unadmitted_bytes);
+  c->shared->read_limit = options_.max_unadmitted_bytes;
+  c->stream->LimitReads({c->shared, &c->shared->read_limit});
   c->phase = Phase::kHandshake;
   OnHandshake(c);
 }

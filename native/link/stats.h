@@ -1,4 +1,4 @@
-// Counters that any thread may read while the two loops write them.
+// What any thread may see of a link or an endpoint while the two loops work on it.
 #pragma once
 
 #include <atomic>
@@ -6,7 +6,11 @@
 
 namespace decentral {
 
-struct LinkMeters {
+struct LinkShared {
+  // Set by Admit itself, not in its turn on the control thread: what the other end sends because
+  // it was admitted may arrive before that turn.
+  std::atomic<bool> admitted{false};
+  std::atomic<uint64_t> read_limit{UINT64_MAX};  // bytes in all, TLS's own included
   std::atomic<uint64_t> control_sent{0}, control_received{0};
   std::atomic<uint64_t> bulk_sent{0}, bulk_received{0};
   std::atomic<uint64_t> queued{0};  // given to Send, not yet written

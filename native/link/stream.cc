@@ -76,11 +76,11 @@ Stream::~Stream() {
 }
 
 int Stream::BioRead(char* into, int size) {
-  if (bytes_read_ >= read_limit_) {
+  if (bytes_read_ >= limit()) {
     over_limit_ = true;
     return -2;
   }
-  const uint64_t allowed = std::min<uint64_t>(size, read_limit_ - bytes_read_);
+  const uint64_t allowed = std::min<uint64_t>(size, limit() - bytes_read_);
   const ssize_t n = recv(fd_.get(), into, allowed, 0);
   if (n > 0) {
     bytes_read_ += n;
@@ -171,7 +171,7 @@ IoResult Stream::ReadTwo(void* first, size_t first_size, void* second, size_t se
     if (result == 1) return {IoStatus::kOk, n};
     return {Fail(result)};
   }
-  if (bytes_read_ >= read_limit_) return {IoStatus::kLimit};
+  if (bytes_read_ >= limit()) return {IoStatus::kLimit};
   iovec parts[2] = {{first, first_size}, {second, second_size}};
   msghdr message{};
   message.msg_iov = parts;

@@ -10,6 +10,7 @@
 #include <openssl/ssl.h>
 #include <sys/uio.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -64,7 +65,8 @@ class Stream {
   bool buffered() const;
 
   void FinishWriting();  // close_notify and FIN
-  void LimitReads(uint64_t bytes) { read_limit_ = bytes; }  // in all; counts TLS's own bytes
+  // At most this many bytes in all, TLS's own included; any thread may raise it.
+  void LimitReads(std::shared_ptr<const std::atomic<uint64_t>> limit) { limit_ = std::move(limit); }
   void SetBulk();  // large buffers, kept
 
   uint64_t bytes_read() const { return bytes_read_; }
@@ -77,8 +79,10 @@ class Stream {
  private:
   friend class TlsContext;
   friend struct StreamBio;
+  friend struct TlsCallbacks;
 
   IoStatus Fail(int result);
+  uint64_t limit() const { return limit_ ? limit_->load() : UINT64_MAX; }
   int BioRead(char* into, int size);
   int BioWrite(const char* from, int size);
 
@@ -87,7 +91,7 @@ class Stream {
   bool socket_dead_ = false;  // EOF or an error of the socket
   bool over_limit_ = false;
   bool saw_alert_ = false;
-  uint64_t read_limit_ = UINT64_MAX;
+  std::shared_ptr<const std::atomic<uint64_t>> limit_;
   uint64_t bytes_read_ = 0, bytes_written_ = 0;
   size_t gather_bytes_ = 16 << 10;
   std::vector<char> out_;  // records that are not sent yet: [out_begin_, size)
