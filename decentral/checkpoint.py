@@ -152,9 +152,10 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
 def _load(path: Path, manifest: Mapping[str, Any], schema: Sequence[TensorSpec]) -> CommittedState:
     try:
         tensors = tensor_file.read(path / TENSORS, schema)
-    except OSError as error:
+    except (OSError, CorruptCheckpointError) as error:
+        why = error.strerror if isinstance(error, OSError) else error.says
         raise CorruptCheckpointError(
-            f"{path.name} cannot be read: {error.strerror}", phase="load checkpoint"
+            f"{path.name} cannot be used: {why}", phase="load checkpoint"
         ) from error
     root, leaves = hash_state(tensors)
     if root.hex() != manifest["root"]:

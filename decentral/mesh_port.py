@@ -33,12 +33,14 @@ class MeshPort(Protocol):
 
     me: PeerId
     name: str
-    run_id: bytes
-    """Which run this is (32 bytes): a checkpoint of another one is not resumed from."""
     join_word: str
     """The whole word that a newcomer passes to `join` ("" where none can be made)."""
     native: Any
     """The native endpoint, for `decentral.collectives.Group`."""
+
+    @property
+    def run_id(self) -> bytes:
+        """Which run this is (32 bytes; empty while a joiner of an open run has not been told)."""
 
     def start(
         self,
@@ -88,6 +90,9 @@ class MeshPort(Protocol):
 
     def emit(self, event: dict[str, Any]) -> None:
         """Put an event on this peer's stream (`decentral peer --json`); `t` is added."""
+
+    def telemetry(self, **fields: Any) -> None:
+        """What `decentral status` shows of the training: strategy, loss, tokens."""
 
     def close(self) -> None:
         """Close links and stop the mesh's thread. Idempotent; blocks."""

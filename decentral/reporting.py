@@ -24,25 +24,27 @@ class Reporter:
         self._since = time.monotonic()
         self._done = False
 
-    def begin(self) -> None:
-        if self._options.checkpoints is not None:
+    def adopted(self, held: HeldState, lineage: str) -> None:
+        """A committed state is in place: put it on disk, beside the training."""
+        self._lineage = lineage or self._lineage
+        if self._options.checkpoints is None:
+            return
+        if self._checkpointer is None:
+            # Not before now: a joiner of an open run has only just learned which run it is.
             self._checkpointer = Checkpointer(
                 self._options.checkpoints,
                 run=self._mesh.run_id,
                 on_saved=self._mesh.checkpointed,
                 on_failed=lambda error: self.fault("checkpoint", error),
             )
-
-    def adopted(self, held: HeldState, lineage: str) -> None:
-        """A committed state is in place: put it on disk, beside the training."""
-        self._lineage = lineage or self._lineage
-        if self._checkpointer is not None:
-            self._checkpointer.submit(held.state, self._lineage)
+        self._checkpointer.submit(held.state, self._lineage)
 
     def round(self, adoption: Adoption, extra: Mapping[str, Any]) -> None:
         now = time.monotonic()
         seconds, self._since = now - self._since, now
         sent, received = self._mesh.traffic()
+        meta = adoption.held.meta
+        self._mesh.telemetry(strategy=meta.strategy, loss=adoption.loss, tokens=meta.tokens)
         self._mesh.emit(
             {
                 "event": "round",
@@ -53,7 +55,7 @@ class Reporter:
                 "participants": len(adoption.entry.contributions),
                 "state_hash": adoption.held.root.hex(),
                 "loss": adoption.loss,
-                "tokens": adoption.held.meta.tokens,
+                "tokens": meta.tokens,
                 "bytes_sent": sent,
                 "bytes_received": received,
                 "seconds": round(seconds, 4),

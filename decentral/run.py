@@ -286,7 +286,8 @@ class Run:
             lease_samples=lease_samples,
             on_order=self._outer.on_order,
         )
-        self._reporter.begin()
+        if resumed is not None:
+            self.mesh.checkpointed(resumed.round)
         self._outer.wait_until_current()
         if resumed is not None and resumed.meta.complete and self._outer.ended is None:
             self._outer.ended = f"the run had already reached its end at round {resumed.round}"
@@ -299,7 +300,7 @@ class Run:
 
     def _resume(self) -> HeldState | None:
         directory = self._options.checkpoints
-        if directory is None:
+        if directory is None or not self.mesh.run_id:
             return None
         layout = self._tensors.layout
         loaded = load_latest(directory, layout.schema(), run=self.mesh.run_id)

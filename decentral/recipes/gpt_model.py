@@ -71,9 +71,10 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 # The two projections that write into the residual stream start smaller, so that
-                # its variance does not grow with depth (GPT-2).
+                # its variance does not grow with depth (GPT-2). Their 0.02 is for 768 channels:
+                # here it costs 0.2 nats at 1,500 steps.
                 residual = name.endswith(("out.weight", "down.weight"))
-                std = 0.02 / (2 * config.layers) ** 0.5 if residual else 0.02
+                std = 0.08 / (2 * config.layers) ** 0.5 if residual else 0.08
                 nn.init.normal_(parameter, std=std)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

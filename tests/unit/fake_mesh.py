@@ -97,6 +97,9 @@ class FakeMesh:
     def emit(self, event: dict[str, Any]) -> None:
         self.events.append(event)
 
+    def telemetry(self, **fields: Any) -> None:
+        self.shown = fields
+
     def close(self) -> None:
         self.closed = True
 
