@@ -41,7 +41,10 @@ struct StreamBio {
     return n == -2 ? -1 : n;
   }
   static long Control(BIO* bio, int command, long, void*) {
-    if (command == BIO_CTRL_FLUSH) return 1;  // Stream::Flush does it
+    if (command == BIO_CTRL_FLUSH) {
+      Of(bio)->Flush();  // what is left goes later: Stream::unsent() says so
+      return 1;
+    }
     if (command == BIO_CTRL_EOF) return Of(bio)->socket_dead_ ? 1 : 0;
     return 0;
   }

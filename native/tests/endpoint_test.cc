@@ -198,9 +198,11 @@ TEST(many_cycles_leak_no_descriptor) {
   const uint16_t port = b.endpoint.Listen("127.0.0.1", 0);
   const int before = OpenFds();
   for (int i = 0; i < 30; ++i) {
-    Node a(1);
-    const Pair link = Connect(a, b, port);
-    if (i % 2) a.endpoint.Close(link.a, "done");
+    {
+      Node a(1);
+      const Pair link = Connect(a, b, port);
+      if (i % 2) a.endpoint.Close(link.a, "done");
+    }
     b.Wait(Type::kLinkDown);
   }
   CHECK(Eventually([&] { return OpenFds() <= before; }));
