@@ -22,7 +22,7 @@ from decentral.peer.fields import (
     take_peer,
     take_text,
 )
-from decentral.peer.views_log import LogState
+from decentral.peer.views_log import LogState, pack_state, unpack_state
 from decentral.types import PeerId
 
 NO_BALLOT: Ballot = (0, "")
@@ -76,7 +76,7 @@ class RecordWriter:
     def pack(self, record: Record) -> bytes:
         if record.state is not self._state or not self._packed:
             self._state = record.state
-            self._packed = msgpack.packb(None if record.state is None else record.state.put())
+            self._packed = b"" if record.state is None else pack_state(record.state)
         votes = record.votes
         packed: bytes = msgpack.packb(
             [
@@ -103,13 +103,10 @@ def read_record(payload: bytes) -> Record:
     version, boot_seq, state, promised, accepted, value, past, book = row(unpack_any(payload), 8)
     if version != _VERSION:
         bad(f"a durable record of version {version}; this program reads version {_VERSION}")
-    if type(state) is not bytes:
-        bad("a durable record without a state")
-    raw = unpack_any(state)
     rows = [row(one, 3) for one in items(book, 4096)]
     return Record(
         boot_seq=take_integer(boot_seq),
-        state=None if raw is None else LogState.take(raw),
+        state=None if state == b"" else unpack_state(state),
         votes=Votes(_ballot(promised), _ballot(accepted), take_value(value) if value else b""),
         past=tuple(take_lineage(one) for one in items(past, 64)),
         book=tuple((take_peer(one), take_text(name), take_text(at)) for one, name, at in rows),

@@ -46,8 +46,15 @@ class Context:
     names: dict[PeerId, str] = field(default_factory=dict)
     loopback: deque[Any] = field(default_factory=deque)
     """Messages to oneself: handled before `handle` returns, like any other."""
+    standings: int = 0
+    """Grows whenever who is reachable may have changed."""
     dirty: bool = True
     """Something changed that the coordinator's duties may depend on."""
+
+    def changed(self) -> None:
+        """Links, opinions or the log moved: look again at who is there and what is due."""
+        self.standings += 1
+        self.dirty = True
 
     def send(self, peer: PeerId, msg: object, *, urgent: bool = True) -> None:
         if peer == self.me:

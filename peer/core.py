@@ -159,7 +159,7 @@ class PeerCore:
             case LinkDown(peer, closed, _):
                 if self.ctx.links.pop(peer, None) is not None:
                     self.membership.on_link_down(peer, closed)
-                    self.ctx.dirty = True
+                    self.ctx.changed()
             case DialFailed(peer, refused, _):
                 self.membership.on_dial_failed(peer, refused)
             case Contribute():
@@ -301,7 +301,7 @@ class PeerCore:
         ctx.links.setdefault(peer, Peering(ctx.now))
         self.membership.learn(peer, known_as, address)
         ctx.send(peer, self.standing())
-        ctx.dirty = True
+        ctx.changed()
 
     def _on_hello(self, peer: PeerId, peering: Peering, msg: m.Hello) -> None:
         refusal = ""
@@ -327,7 +327,7 @@ class PeerCore:
             self.coordination.forget(peer)
             self.membership.on_hello(peer, msg.boot_seq, msg.name, msg.address)
         peering.hello_at = self.ctx.now
-        self.ctx.dirty = True
+        self.ctx.changed()
         if msg.member and msg.lineage:
             self._compare(peer, msg)
 

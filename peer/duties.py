@@ -46,12 +46,26 @@ class Duties:
         self._unlinked_at: dict[PeerId, float] = {}
         self._stuck_said: set[PeerId] = set()
         self._review_at = 0.0
+        self._reachable: set[PeerId] = set()
+        self._any_dead = False
+        self._reachable_at = -1
+        self._first: PeerId | None = None
         self._meet_at = 0.0
 
     # -------------------------------------------------------------- who is there
 
     def reachable(self) -> set[PeerId]:
         """Members of the view that can take part in a decision now, ourselves among them."""
+        if self._reachable_at == self.ctx.standings:
+            return self._reachable
+        self._reachable_at = self.ctx.standings
+        self._reachable = self._find_reachable()
+        members = self.core.replica.state.view.members if self.core.replica.state else ()
+        self._first = next((peer for peer in members if peer in self._reachable), None)
+        self._any_dead = any(self.core.membership.dead(peer) for peer in members)
+        return self._reachable
+
+    def _find_reachable(self) -> set[PeerId]:
         core = self.core
         state = core.replica.state
         if state is None:
@@ -73,11 +87,10 @@ class Duties:
         return found
 
     def coordinator(self) -> PeerId | None:
-        state = self.core.replica.state
-        if state is None or not self.core.replica.member:
+        if not self.core.replica.member:
             return None
-        able = self.reachable()
-        return next((peer for peer in state.view.members if peer in able), None)
+        self.reachable()
+        return self._first
 
     def acting(self) -> bool:
         """Whether we do the coordinator's work, being it or in doubt of it."""
@@ -117,8 +130,8 @@ class Duties:
         reachable = self.reachable()
         core.forks.watch(reachable)
         others = [peer for peer in state.view.members if peer != ctx.me]
-        core.membership.want(others, 2.0)
         unlinked = tuple(peer for peer in others if peer not in ctx.links)
+        core.membership.want(unlinked, 2.0)
         self._note_unlinked(unlinked)
         core.rounds.fetch(state, tuple(p for p in others if p in reachable))
         core.rounds.offer(unlinked)
@@ -153,7 +166,7 @@ class Duties:
         core = self.core
         votes = core.replica.votes
         due = (
-            any(core.membership.dead(peer) for peer in state.view.members)
+            self._any_dead
             or (votes.accepted != NO_BALLOT and self._stale_vote())
             or self.ctx.me in self.leaving
         )
@@ -296,10 +309,8 @@ class Duties:
                 core.membership.left(peer)
                 self.ctx.fault("peer-left", peer, f"{self.ctx.called(peer)} has left.")
                 del self.leaving[peer]
-        self.ctx.send_all(
-            (p for p in before.view.members if p != me),
-            Learned(after.view.lineage, after.slot),
-        )
+        gone = [p for p in before.view.members if p not in after.view.members and p != me]
+        self.ctx.send_all(gone, Learned(after.view.lineage, after.slot))
         if me in before.view.members and me not in after.view.members:
             if me in self.leaving:
                 self._remaining = after.view.members

@@ -47,7 +47,7 @@ class Join:
         self._asked: tuple[str, int] = ("", 0)
         self._via: PeerId | None = None
         self._alone_since: float | None = None
-        self._ready: dict[PeerId, tuple[int, bytes, float]] = {}
+        self._ready: dict[PeerId, tuple[str, int, bytes, float]] = {}
         self.waiting: dict[PeerId, float] = {}
         """Joiners that have asked this member lately."""
 
@@ -112,7 +112,7 @@ class Join:
     def _prepare(self, target: LogState) -> bool:
         """Links to all living members and the current state: what entering takes."""
         members = [peer for peer in target.view.members if peer != self.ctx.me]
-        self.membership.want(members, 0.0)
+        self.membership.want((p for p in members if p not in self.ctx.links), 0.0)
         linked = tuple(peer for peer in members if peer in self.ctx.links)
         held = self.rounds.fetch(target, linked)
         living = [peer for peer in members if not self.membership.dead(peer)]
@@ -128,6 +128,7 @@ class Join:
             self._alone_since = None
             self.target = None
             self.replica.deposed = False
+            self.ctx.changed()
             self.replica.hooks.installed(None, state)
 
     def on_snapshot(self, peer: PeerId, msg: Snapshot) -> None:
@@ -165,11 +166,12 @@ class Join:
         lineage = theirs.view.lineage
         remembers = self.replica.state is not None and (same or lineage not in self.replica.past)
         admitted = self._asked[0] == lineage and theirs.entry_of(self.ctx.me)[0] >= self._asked[1]
-        return remembers or (admitted and theirs.entry_of(self.ctx.me) != (0, 0))
+        return remembers or admitted
 
     def depose(self, says: str) -> None:
         """We are a member no longer, whether our own log says so or not."""
         self.replica.deposed = True
+        self.ctx.changed()
         self.left_behind(says)
 
     def left_behind(self, says: str) -> None:
@@ -196,18 +198,18 @@ class Join:
         if self.coordinator() != self.ctx.me:
             self.replica.send_snapshot(peer, self.coordinator())
         elif (msg.lineage, msg.round, msg.root) == (state.view.lineage, state.round, state.root):
-            self._ready[peer] = (msg.round, msg.root, self.ctx.now)
+            self._ready[peer] = (msg.lineage, msg.round, msg.root, self.ctx.now)
             self.ctx.dirty = True
         else:
             self.replica.send_snapshot(peer, self.ctx.me)
 
     def newcomers(self, state: LogState) -> list[PeerId]:
         """Who is at the current state and may enter the view now."""
-        now = self.ctx.now
+        now, current = self.ctx.now, (state.view.lineage, state.round, state.root)
         return sorted(
             peer
-            for peer, (number, root, at) in self._ready.items()
-            if (number, root) == (state.round, state.root)
+            for peer, (*stands, at) in self._ready.items()
+            if tuple(stands) == current
             and now - at < FORGET_S
             and peer in self.ctx.links
             and peer not in state.view.members
@@ -218,5 +220,12 @@ class Join:
         """The log has moved: those who wait outside should know at once."""
         now = self.ctx.now
         self.waiting = {p: at for p, at in self.waiting.items() if now - at < FORGET_S}
+        state = self.replica.state
         for peer in self.waiting:
             self.replica.send_snapshot(peer, self.coordinator())
+            peering = self.ctx.links.get(peer)
+            if peering is not None:
+                peering.told_slot = self.replica.slot
+        if state is not None:
+            self.waiting = {p: at for p, at in self.waiting.items() if p not in state.view.members}
+            self._ready = {p: one for p, one in self._ready.items() if p in self.waiting}

@@ -31,6 +31,8 @@ def merged(ranges: Iterable[Range]) -> tuple[Range, ...]:
 
 def covers(outer: tuple[Range, ...], inner: tuple[Range, ...]) -> bool:
     """Whether every id of `inner`, whose ranges must not overlap, is in `outer`."""
+    if len(inner) == 1:
+        return any(big.start <= inner[0].start and inner[0].stop <= big.stop for big in outer)
     if sum(len(one) for one in inner) != sum(len(one) for one in merged(inner)):
         return False
     return all(
@@ -75,29 +77,35 @@ class LeaseLedger:
 
     def grant(self, peer: PeerId, samples: int) -> LeaseLedger:
         """Give `samples` more: returned ranges first, the lowest ids first, then new ones."""
-        given: list[Range] = []
-        returned = list(self.returned)
-        while samples > 0 and returned:
-            first = returned.pop(0)
-            used = min(samples, len(first))
-            given.append(Range(first.start, first.start + used))
-            if used < len(first):
-                returned.insert(0, Range(first.start + used, first.stop))
-            samples -= used
-        if samples > 0:
-            given.append(Range(self.next, self.next + samples))
-        after = replace(self, next=self.next + max(samples, 0), returned=tuple(returned))
-        return after._set(peer, merged((*self.granted(peer), *given)))
+        return self._give({peer: samples})
 
     def top_up(self, members: Iterable[PeerId]) -> LeaseLedger:
         """Bring every member up to its share, in the order given."""
-        ledger = self
-        if self.share:
-            for peer in members:
-                missing = self.share - count(ledger.granted(peer))
-                if missing > 0:
-                    ledger = ledger.grant(peer, missing)
-        return ledger
+        if not self.share:
+            return self
+        held = dict(self.grants)
+        return self._give({peer: self.share - count(held.get(peer, ())) for peer in members})
+
+    def _give(self, missing: dict[PeerId, int]) -> LeaseLedger:
+        returned, following = list(self.returned), self.next
+        grants = dict(self.grants)
+        for peer, samples in missing.items():
+            given: list[Range] = []
+            while samples > 0 and returned:
+                first = returned.pop(0)
+                used = min(samples, len(first))
+                given.append(Range(first.start, first.start + used))
+                if used < len(first):
+                    returned.insert(0, Range(first.start + used, first.stop))
+                samples -= used
+            if samples > 0:
+                given.append(Range(following, following + samples))
+                following += samples
+            if given:
+                grants[peer] = merged((*grants.get(peer, ()), *given))
+        return replace(
+            self, next=following, returned=tuple(returned), grants=tuple(sorted(grants.items()))
+        )
 
     def allows(self, contribution: Contribution) -> bool:
         """Whether a contribution uses only what its peer was granted."""
@@ -107,28 +115,23 @@ class LeaseLedger:
 
     def consume(self, contributions: Iterable[Contribution]) -> LeaseLedger:
         """Count these samples. Raises ValueError for any that were not granted."""
-        ledger = self
+        grants = dict(self.grants)
         for one in contributions:
-            if not ledger.allows(one):
-                raise ValueError(f"{one.peer} used samples that were not leased to it")
-            left = without(ledger.granted(one.peer), merged(one.leases))
-            ledger = ledger._set(one.peer, left)
-        return ledger
+            if one.leases:
+                if not covers(grants.get(one.peer, ()), one.leases):
+                    raise ValueError(f"{one.peer} used samples that were not leased to it")
+                grants[one.peer] = without(grants[one.peer], merged(one.leases))
+        left = tuple(sorted((peer, ranges) for peer, ranges in grants.items() if ranges))
+        return replace(self, grants=left)
 
     def take_back(self, peer: PeerId) -> LeaseLedger:
         """A member is gone: what it held goes to others."""
         freed = self.give_back(self.granted(peer))
-        return freed._set(peer, ())
+        return replace(freed, grants=tuple(one for one in self.grants if one[0] != peer))
 
     def give_back(self, ranges: Iterable[Range]) -> LeaseLedger:
         """Ranges to be granted again (of the removed, of rounds that were rolled back)."""
         return replace(self, returned=merged((*self.returned, *ranges)))
-
-    def _set(self, peer: PeerId, ranges: tuple[Range, ...]) -> LeaseLedger:
-        others = [(one, held) for one, held in self.grants if one != peer]
-        if ranges:
-            others.append((peer, ranges))
-        return replace(self, grants=tuple(sorted(others)))
 
     def put(self) -> list[Any]:
         """As a msgpack value; `take` is its inverse."""

@@ -16,8 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from decentral.peer.context import Context
+from decentral.peer.dialing import Dialling
 from decentral.peer.messages import Gossip, PingAck, PingReq, Update
-from decentral.peer.protocol import Dial, Probe
+from decentral.peer.protocol import Probe
 from decentral.peer.suspicion import timeout_s
 from decentral.types import PeerId
 
@@ -27,7 +28,6 @@ SMALL = 32
 """In a mesh up to this size news goes to everybody at once; above, to some, who pass it on."""
 FANOUT = 6
 MAX_HEALTH = 3
-MAX_DIAL_S = 10.0
 
 
 @dataclass(slots=True)
@@ -46,8 +46,6 @@ class Member:
     refused: bool = False
     progress: int = -1
     progress_at: float = 0.0
-    dial_at: float = float("inf")
-    dial_wait_s: float = 0.0
 
     def key(self) -> tuple[int, int, int]:
         return self.boot_seq, self.incarnation, self.state
@@ -67,6 +65,7 @@ class _Asked:
 class Membership:
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
+        self.dialling = Dialling(ctx)
         self.members: dict[PeerId, Member] = {}
         self.wanted: set[PeerId] = set()
         """Peers that we should be linked to: members of the view that we know of."""
@@ -111,7 +110,7 @@ class Membership:
         if name:
             one.name = self.ctx.names[peer] = name
         if address:
-            one.address = address
+            one.address = self.dialling.addresses[peer] = address
         return one
 
     # -------------------------------------------------------------- links
@@ -119,7 +118,7 @@ class Membership:
     def on_hello(self, peer: PeerId, boot_seq: int, name: str, address: str) -> None:
         """A link's other end said who it is: that it lives, and since which start."""
         one = self.learn(peer, name, address)
-        one.dial_at, one.dial_wait_s = float("inf"), 0.0
+        self.dialling.enough(peer)
         if boot_seq > one.boot_seq:
             one.boot_seq, one.incarnation, one.progress = boot_seq, 0, -1
             self._set(peer, one, ALIVE)
@@ -138,8 +137,7 @@ class Membership:
             self._news[peer] = 0
             one.deadline = min(one.deadline, self.ctx.now + self.ctx.config.closed_suspicion_s)
         if one.state != LEFT:
-            one.dial_wait_s = 0.5
-            self._dial(peer, one)
+            self.dialling.now(peer)
 
     def on_dial_failed(self, peer: PeerId, refused: bool) -> None:
         one = self.learn(peer, "", "")
@@ -147,13 +145,9 @@ class Membership:
             one.refused = True
             if one.witnesses - {self.ctx.me}:
                 self._set(peer, one, DEAD)
-        one.dial_at = min(one.dial_at, self.ctx.now + self.ctx.jitter(one.dial_wait_s or 0.5))
-
-    def _dial(self, peer: PeerId, one: Member) -> None:
-        one.dial_wait_s = min(max(0.5, 2 * one.dial_wait_s), MAX_DIAL_S)
-        one.dial_at = self.ctx.now + self.ctx.jitter(max(one.dial_wait_s, 2.0))
-        if one.address:
-            self.ctx.out.append(Dial(peer, (one.address,)))
+        if one.state == LEFT:
+            self.dialling.enough(peer)
+        self.dialling.failed(peer)
 
     def want(self, peers: Iterable[PeerId], patience_s: float) -> None:
         """Be linked to these; those that are dead are tried too, they may come back."""
@@ -163,12 +157,12 @@ class Membership:
             one = self.learn(peer, "", "")
             self.wanted.add(peer)
             if peer not in self.ctx.links and one.state != LEFT:
-                one.dial_at = min(one.dial_at, self.ctx.now + patience_s)
+                self.dialling.want(peer, patience_s)
 
     def left(self, peer: PeerId) -> None:
         """It has taken its leave: neither a death nor worth dialling."""
         one = self.learn(peer, "", "")
-        one.dial_at = float("inf")
+        self.dialling.enough(peer)
         self.wanted.discard(peer)
         if one.state != LEFT:
             self._set(peer, one, LEFT)
@@ -179,8 +173,7 @@ class Membership:
         times = [self._probe_at]
         times += [one.deadline for one in self._asked.values()]
         times += [self.members[peer].deadline for peer in self._suspects]
-        times += [one.dial_at for one in self.members.values()]
-        return min(times)
+        return min(min(times), self.dialling.next_timer())
 
     def tick(self, late_s: float) -> None:
         now = self.ctx.now
@@ -197,11 +190,7 @@ class Membership:
             self._unanswered(seq)
         for peer in [p for p in self._suspects if now >= self.members[p].deadline]:
             self._condemn(peer)
-        for peer, one in self.members.items():
-            if now >= one.dial_at:
-                one.dial_at = float("inf")
-                if peer not in self.ctx.links and one.state != LEFT and peer in self.wanted:
-                    self._dial(peer, one)
+        self.dialling.tick()
         if now >= self._probe_at:
             self._probe_at = now + self.ctx.jitter(self.ctx.config.probe_period_s)
             self._next_probe()
@@ -347,7 +336,6 @@ class Membership:
             one.deadline = float("inf")
             self._suspects.discard(peer)
         if state == DEAD:
-            one.dial_at = self.ctx.now + self.ctx.jitter(max(one.dial_wait_s, 1.0))
             self.ctx.fault("peer-died", peer, f"{self.ctx.called(peer)} is dead or unreachable.")
             if peer in self.ctx.links:
                 self._probe(peer, one)
@@ -357,7 +345,7 @@ class Membership:
             # Whoever saw it first hand tells everybody; hearsay is passed on only in a large mesh.
             if not heard or len(self.ctx.links) > SMALL:
                 self._news[peer] = 0
-            self.ctx.dirty = True
+            self.ctx.changed()
 
     # -------------------------------------------------------------- gossip
 

@@ -43,7 +43,7 @@ from decentral.peer.fields import (
     take_peer,
     text_of,
 )
-from decentral.peer.views_log import LogState
+from decentral.peer.views_log import LogState, pack_state, unpack_state
 from decentral.types import PeerId
 
 MAX_MESSAGE_BYTES = 2 << 20
@@ -101,7 +101,7 @@ def unpack(payload: bytes) -> Any:
 Value = Annotated[bytes, Kind(take_value)]
 ValueOrNone = Annotated[bytes, Kind(take_value_or_none)]
 Fingerprint = Annotated[bytes, Kind(bytes_of(0, 64))]
-State = Annotated[LogState, Kind(LogState.take, LogState.put)]
+State = Annotated[LogState, Kind(unpack_state, pack_state)]
 
 
 @dataclass(frozen=True, slots=True)

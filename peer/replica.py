@@ -113,10 +113,10 @@ class Replica:
         before = self.state
         assert before is not None
         entry = decode_entry(value)
-        wrong = why_invalid(before, entry)
-        if wrong:
+        try:
+            after = apply(before, entry)
+        except ValueError as wrong:
             bad(f"a committed entry cannot follow slot {before.slot}: {wrong}")
-        after = apply(before, entry)
         self._advance(after)
         self._recent.append((before.slot, value))
         self.persist()
@@ -161,7 +161,7 @@ class Replica:
         self.state = after
         self.votes = Votes()
         self.restarted = False
-        self.ctx.dirty = True
+        self.ctx.changed()
         if after.view.lineage != lineage:
             for peering in self.ctx.links.values():
                 peering.told_slot = -1

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import msgpack
 
-from decentral.peer.entries import put_view, take_view
+from decentral.peer.entries import put_view, take_view, unpack_any
 from decentral.peer.fields import (
     bad,
     bytes_of,
@@ -118,6 +119,23 @@ class LogState:
         )
 
 
+def pack_state(state: LogState) -> bytes:
+    packed: bytes = msgpack.packb(state.put())
+    return packed
+
+
+@lru_cache(maxsize=32)
+def _unpack_state(payload: bytes) -> LogState:
+    return LogState.take(unpack_any(payload))
+
+
+def unpack_state(raw: Any) -> LogState:
+    """Inverse of `pack_state`; ProtocolError for anything else."""
+    if type(raw) is not bytes:
+        bad("a log state is not bytes")
+    return _unpack_state(raw)
+
+
 def lineage_id(*parts: object) -> str:
     """A short name for a lineage, from whatever made it unique."""
     return hashlib.sha256(msgpack.packb([str(part) for part in parts])).hexdigest()[:16]
@@ -153,8 +171,10 @@ def why_invalid(state: LogState, entry: Entry) -> str:
                 return f"round {entry.round} does not follow {state.round}"
             if not all(one.peer in state.view.members for one in entry.contributions):
                 return "a contribution is of no member"
-            if not all(state.ledger.allows(one) for one in entry.contributions):
-                return "a contribution uses samples that were not leased to its peer"
+            try:
+                state.ledger.consume(entry.contributions)
+            except ValueError as wrong:
+                return str(wrong)
         case RollbackEntry():
             if not any(
                 one.round == entry.round and one.root == entry.state_root for one in state.history

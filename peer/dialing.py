@@ -1,0 +1,56 @@
+"""Whom to dial, and when again: patience doubles while nobody answers."""
+
+from __future__ import annotations
+
+from decentral.peer.context import Context
+from decentral.peer.protocol import Dial
+from decentral.types import PeerId
+
+FIRST_S = 0.5
+MOST_S = 10.0
+UNANSWERED_S = 3.0
+"""A dial of which nothing is heard for so long is tried again."""
+
+
+class Dialling:
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+        self.addresses: dict[PeerId, str] = {}
+        self._due: dict[PeerId, float] = {}
+        self._wait_s: dict[PeerId, float] = {}
+
+    def want(self, peer: PeerId, patience_s: float) -> None:
+        """Dial within `patience_s` unless that is planned already."""
+        self._due.setdefault(peer, self.ctx.now + patience_s)
+
+    def now(self, peer: PeerId) -> None:
+        """The link has just broken: try at once."""
+        self._wait_s[peer] = FIRST_S
+        self._dial(peer)
+
+    def failed(self, peer: PeerId) -> None:
+        if peer in self._due:
+            wait_s = self._wait_s.get(peer, FIRST_S)
+            self._due[peer] = min(self._due[peer], self.ctx.now + self.ctx.jitter(wait_s))
+
+    def enough(self, peer: PeerId) -> None:
+        """It is linked, or has left."""
+        self._due.pop(peer, None)
+        self._wait_s.pop(peer, None)
+
+    def next_timer(self) -> float:
+        return min(self._due.values(), default=float("inf"))
+
+    def tick(self) -> None:
+        for peer in [one for one, at in self._due.items() if self.ctx.now >= at]:
+            del self._due[peer]
+            if peer not in self.ctx.links:
+                self._dial(peer)
+
+    def _dial(self, peer: PeerId) -> None:
+        wait_s = min(2 * self._wait_s.get(peer, FIRST_S / 2), MOST_S)
+        self._wait_s[peer] = wait_s
+        self._due[peer] = self.ctx.now + self.ctx.jitter(wait_s + UNANSWERED_S)
+        address = self.addresses.get(peer, "")
+        if address:
+            self.ctx.out.append(Dial(peer, (address,)))
