@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,12 +48,18 @@ struct OpSpec {
   std::vector<PlanStep> steps;
   float weight = 1.0f;  // our source counts times this
   float scale = 1.0f;   // the owner multiplies the sum by this (same on every member)
+  // Round, attempt and tag name the operation; a name is used once (a retry is a new attempt).
   uint64_t round = 0;
   uint32_t attempt = 0;
   uint32_t tag = 0;
-  uint32_t chunk_bytes = 512 << 10;  // upper bound for a frame's payload, before encoding
-  int silence_limit_ms = 5000;       // no byte from anybody we wait for: fail
+  // Upper bound for a frame's payload before encoding, rounded down to whole int8 blocks. The
+  // receiver's value rules; members may differ in it without changing a bit.
+  uint32_t chunk_bytes = 512 << 10;
+  // No sign of life from a peer that we wait for (also one that has not started yet): fail.
+  int silence_limit_ms = 5000;
 };
+
+inline constexpr uint32_t kMaxChunkBytes = 4 << 20;  // what endpoints accept in one frame
 
 struct OpStats {
   uint64_t bytes_sent = 0, bytes_received = 0;  // payload and headers
@@ -65,17 +72,27 @@ class Op {
   virtual ~Op() = default;
   // Waits up to timeout_s (< 0: for ever). False: still running.
   virtual bool Wait(double timeout_s) = 0;
+  // True once src and dst are no longer touched. A failed operation gets there when the frames
+  // that it had queued or was receiving into dst are through: at once as a rule, at the latest
+  // when the link's silence limit takes the link down.
   virtual bool done() const = 0;
   // After done(): kNone, or why it failed. `src` is never written; `dst` is complete or garbage.
   virtual Error error() const = 0;
   virtual OpStats stats() const = 0;
-  // Calls it off on all members; returns when src and dst are no longer touched.
+  // Calls it off on all members; returns when done() (from the data thread: at once). Idempotent.
   virtual void Abort(const std::string& reason) = 0;
 };
 
 class Engine : public BulkHandler {
  public:
-  static std::unique_ptr<Engine> Create(BulkTransport&, PeerId self);
+  // The transport outlives the engine, its data thread runs until the engine is gone. `now_ms` is
+  // a monotonic clock for silence; default: the steady clock.
+  static std::unique_ptr<Engine> Create(BulkTransport&, PeerId self,
+                                        std::function<int64_t()> now_ms = nullptr);
+  // Fails whatever is running and waits until no memory is borrowed. Close first, then detach the
+  // engine from its transport, then destroy it (which closes, too, but once detached it can only
+  // wait in vain, for two seconds).
+  virtual void Close() = 0;
   // dst = scale * sum over members of weight_m * src_m, the same bits everywhere. src and dst are
   // fp32 arrays of spec.count elements, distinct, borrowed until done. Throws Error(kConfig).
   // Members compare (count, codec, segments, scale, members) before any byte moves: kMismatch

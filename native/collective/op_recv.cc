@@ -1,0 +1,174 @@
+// The receiving side of an operation.
+#include <algorithm>
+#include <cstring>
+
+#include "collective/op.h"
+
+namespace decentral {
+namespace {
+
+// Reduce, scale and encode in pieces that stay in the first-level cache (whole int8 blocks).
+constexpr uint64_t kCacheElements = 4096;
+// Credits go out in bundles of this many chunks.
+constexpr uint64_t kGrantBundle = 4;
+
+}  // namespace
+
+OpImpl::Piece OpImpl::ChunkOf(uint32_t segment, uint64_t chunk) const {
+  const Segment& s = spec_.segments[segment];
+  return {s.offset + chunk * grain_, std::min(grain_, s.count - chunk * grain_)};
+}
+
+bool OpImpl::Locate(const RecvLane& lane, uint64_t sequence, uint32_t* step,
+                    uint64_t* chunk) const {
+  if (sequence >= lane.seen.size()) return false;
+  const auto after = std::upper_bound(lane.first.begin(), lane.first.end(), sequence);
+  // Steps over empty segments share their `first` with the next one: upper_bound skips them.
+  const size_t position = static_cast<size_t>(after - lane.first.begin()) - 1;
+  *step = lane.steps[position];
+  *chunk = sequence - lane.first[position];
+  return true;
+}
+
+uint8_t* OpImpl::StoreAt(uint32_t segment, uint64_t offset_in_segment) {
+  // Offsets are whole int8 blocks, so encodings of pieces line up with that of the whole.
+  return store_.data() + segments_[segment].store_offset +
+         EncodedSize(spec_.codec, offset_in_segment);
+}
+
+uint8_t* OpImpl::OnHeader(uint32_t rank, int stream, const FrameHeader& header) {
+  if (!running()) return nullptr;
+  RecvLane& lane = recv_[rank];
+  const uint64_t sequence = header.sequence & UINT32_MAX;
+  Landing landing;
+  const bool known =
+      sequence < lane.granted && Locate(lane, sequence, &landing.step, &landing.chunk);
+  const PlanStep* step = known ? &spec_.steps[landing.step] : nullptr;
+  const Piece piece = known ? ChunkOf(step->segment, landing.chunk) : Piece{};
+  if (!known || lane.seen[sequence] || landings_.count({rank, stream}) > 0 ||
+      header.length != EncodedSize(spec_.codec, piece.count)) {
+    Fail(Error(ErrorKind::kProtocol, Phase(),
+               Name(rank) + " sent a chunk that our plan does not expect (number " +
+                   std::to_string(sequence) + ", " + std::to_string(header.length) + " bytes).",
+               spec_.members[rank]),
+         Tell::kEverybody);
+    return nullptr;
+  }
+  lane.seen[sequence] = true;
+  heard_ms_[rank] = context_.now_ms();
+  const SegmentState& segment = segments_[step->segment];
+  const bool final = step->kind == PlanStep::Kind::kRecvFinal;
+  if (final && segment.stored) {
+    landing.data = StoreAt(step->segment, piece.offset - spec_.segments[step->segment].offset);
+  } else if (final && spec_.codec == Codec::kFp32 &&
+             segment.received[landing.chunk] == ordinal_[landing.step]) {
+    landing.data = reinterpret_cast<uint8_t*>(dst_ + piece.offset);
+    landing.in_place = landing.borrows = true;
+    ++borrowed_;
+  } else {
+    landing.scratch = context_.pool.Take(header.length);
+    landing.data = landing.scratch.data();
+  }
+  return landings_.emplace(std::pair(rank, stream), std::move(landing)).first->second.data;
+}
+
+void OpImpl::OnPayload(uint32_t rank, int stream, const FrameHeader& header) {
+  const auto it = landings_.find({rank, stream});
+  if (it == landings_.end()) return;
+  Landing landing = std::move(it->second);
+  landings_.erase(it);
+  if (landing.borrows) --borrowed_;
+  landing.borrows = false;
+  if (!running()) {
+    context_.pool.Give(std::move(landing.scratch));
+    return Settle();
+  }
+  heard_ms_[rank] = context_.now_ms();
+  bytes_received_ += FrameHeader::kSize + header.length;
+  Arrived(std::move(landing));
+  PumpAll();
+  FinishIfComplete();
+}
+
+// Applies a chunk, and whatever early chunks it makes room for, in the plan's order.
+void OpImpl::Arrived(Landing landing) {
+  const uint32_t index = spec_.steps[landing.step].segment;
+  SegmentState& segment = segments_[index];
+  const uint64_t chunk = landing.chunk;
+  if (segment.received[chunk] != ordinal_[landing.step]) {
+    early_.emplace(std::tuple(index, chunk, ordinal_[landing.step]), std::move(landing));
+    return;
+  }
+  for (;;) {
+    Apply(landing);
+    context_.pool.Give(std::move(landing.scratch));
+    ++segment.received[chunk];
+    --chunks_left_;
+    const PlanStep& step = spec_.steps[landing.step];
+    if (step.kind == PlanStep::Kind::kRecvReduce) --reduces_left_;
+    ++recv_[step.peer].applied;
+    Grant(step.peer);
+    const auto next = early_.find(std::tuple(index, chunk, segment.received[chunk]));
+    if (next == early_.end() || !running()) return;
+    landing = std::move(next->second);
+    early_.erase(next);
+  }
+}
+
+void OpImpl::Apply(const Landing& landing) {
+  const PlanStep& step = spec_.steps[landing.step];
+  const Piece piece = ChunkOf(step.segment, landing.chunk);
+  float* const out = dst_ + piece.offset;
+  if (step.kind == PlanStep::Kind::kRecvFinal) {
+    if (!landing.in_place) Decode(spec_.codec, landing.data, piece.count, out);
+    return;
+  }
+  // The first contribution meets our source, later ones meet the sum so far.
+  const bool first = ordinal_[landing.step] == 0;
+  const float* const addend = first ? src_ + piece.offset : out;
+  const float weight = first ? spec_.weight : 1.0f;
+  const bool completes = spec_.segments[step.segment].owner == spec_.rank &&
+                         ordinal_[landing.step] + 1 == segments_[step.segment].receives;
+  for (uint64_t at = 0; at < piece.count; at += kCacheElements) {
+    const uint64_t n = std::min(kCacheElements, piece.count - at);
+    DecodeAdd(spec_.codec, landing.data + EncodedSize(spec_.codec, at), n, addend + at, weight,
+              out + at);
+    if (completes) CompleteOwned(step.segment, {piece.offset + at, n});
+  }
+}
+
+// dst = decode(encode(scale * sum)): the owner takes what everybody else will get.
+void OpImpl::CompleteOwned(uint32_t segment, Piece piece) {
+  float* const out = dst_ + piece.offset;
+  if (segments_[segment].receives == 0) {  // nobody contributes but us
+    Encode(Codec::kFp32, src_ + piece.offset, piece.count, spec_.weight,
+           reinterpret_cast<uint8_t*>(out));
+  }
+  if (spec_.codec == Codec::kFp32) {
+    if (spec_.scale != 1.0f) {
+      Encode(Codec::kFp32, out, piece.count, spec_.scale, reinterpret_cast<uint8_t*>(out));
+    }
+    return;
+  }
+  ScratchPool::Buffer scratch;
+  uint8_t* encoded = nullptr;
+  if (segments_[segment].stored) {
+    encoded = StoreAt(segment, piece.offset - spec_.segments[segment].offset);
+  } else {
+    scratch = context_.pool.Take(EncodedSize(spec_.codec, piece.count));
+    encoded = scratch.data();
+  }
+  Encode(spec_.codec, out, piece.count, spec_.scale, encoded);
+  Decode(spec_.codec, encoded, piece.count, out);
+  context_.pool.Give(std::move(scratch));
+}
+
+void OpImpl::Grant(uint32_t rank) {
+  RecvLane& lane = recv_[rank];
+  if (!lane.windowed || lane.applied + kWindow < lane.granted + kGrantBundle) return;
+  if (lane.granted >= lane.seen.size()) return;
+  lane.granted = lane.applied + kWindow;
+  SendProgress(rank);
+}
+
+}  // namespace decentral

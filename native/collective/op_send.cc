@@ -1,0 +1,113 @@
+// The sending side of an operation.
+#include <algorithm>
+
+#include "collective/op.h"
+
+namespace decentral {
+namespace {
+
+// Frames per stream in the transport's hands: one on its way, one ready behind it.
+constexpr int kAheadPerStream = 2;
+
+}  // namespace
+
+void OpImpl::PumpAll() {
+  for (const uint32_t rank : neighbours_) Pump(rank);
+}
+
+void OpImpl::Pump(uint32_t rank) {
+  SendLane& lane = send_[rank];
+  if (lane.steps.empty() || lane.pumping) return;  // pumping: OnSent came from inside Send
+  lane.pumping = true;
+  while (running() && lane.ready && lane.streams > 0 &&
+         lane.in_flight < kAheadPerStream * lane.streams && NextIsReady(lane)) {
+    SendNext(rank);
+  }
+  lane.pumping = false;
+}
+
+// Moves the cursor past what is complete. True: the next chunk is there to be sent.
+bool OpImpl::NextIsReady(SendLane& lane) {
+  while (lane.step < lane.steps.size() &&
+         lane.chunk * lane.grain >=
+             spec_.segments[spec_.steps[lane.steps[lane.step]].segment].count) {
+    ++lane.step;
+    lane.chunk = 0;
+  }
+  if (lane.step == lane.steps.size()) {
+    if (!lane.finished) --lanes_left_;
+    lane.finished = true;
+    return false;
+  }
+  if (lane.sequence >= lane.granted) return false;
+  const uint32_t index = lane.steps[lane.step];
+  const PlanStep& step = spec_.steps[index];
+  const SegmentState& segment = segments_[step.segment];
+  const uint64_t first = lane.chunk * lane.grain;
+  const uint64_t last = std::min(first + lane.grain, spec_.segments[step.segment].count);
+  for (uint64_t chunk = first / grain_; chunk * grain_ < last; ++chunk) {
+    if (segment.received[chunk] < ordinal_[index]) return false;
+  }
+  return true;
+}
+
+void OpImpl::SendNext(uint32_t rank) {
+  SendLane& lane = send_[rank];
+  const uint32_t index = lane.steps[lane.step];
+  const PlanStep& step = spec_.steps[index];
+  const Segment& segment = spec_.segments[step.segment];
+  const uint64_t first = lane.chunk * lane.grain;
+  const uint64_t count = std::min(lane.grain, segment.count - first);
+  const size_t size = EncodedSize(spec_.codec, count);
+
+  InFlight frame;
+  frame.rank = rank;
+  const void* payload = nullptr;
+  if (step.kind == PlanStep::Kind::kSendFinal && spec_.codec != Codec::kFp32) {
+    payload = StoreAt(step.segment, first);
+  } else {
+    // A partial sum that received nothing yet is our own source.
+    const bool own = step.kind == PlanStep::Kind::kSendPartial && ordinal_[index] == 0;
+    const float* values = (own ? src_ : dst_) + segment.offset + first;
+    const float weight = own ? spec_.weight : 1.0f;
+    if (spec_.codec == Codec::kFp32 && weight == 1.0f) {
+      payload = values;
+      frame.borrows = true;
+      ++borrowed_;
+    } else {
+      frame.scratch = context_.pool.Take(size);
+      Encode(spec_.codec, values, count, weight, frame.scratch.data());
+      payload = frame.scratch.data();
+    }
+  }
+
+  FrameHeader header = Header(FrameType::kChunk);
+  header.length = static_cast<uint32_t>(size);
+  header.sequence = uint64_t{lane.ticket} << 32 | lane.sequence;
+  const int stream = static_cast<int>(lane.sequence % static_cast<uint64_t>(lane.streams));
+  const uint64_t cookie = uint64_t{serial_} << 32 | ++last_cookie_;
+  ++lane.chunk;
+  ++lane.sequence;
+  ++lane.in_flight;
+  bytes_sent_ += FrameHeader::kSize + size;
+  in_flight_.emplace(cookie, std::move(frame));
+  context_.transport.Send(spec_.members[rank], stream, header, payload, cookie);
+}
+
+void OpImpl::OnSent(uint64_t cookie) {
+  const auto it = in_flight_.find(cookie);
+  if (it == in_flight_.end()) return;  // the link went down meanwhile
+  const uint32_t rank = it->second.rank;
+  if (it->second.borrows) --borrowed_;
+  context_.pool.Give(std::move(it->second.scratch));
+  in_flight_.erase(it);
+  --send_[rank].in_flight;
+  if (running()) {
+    Pump(rank);
+    FinishIfComplete();
+  } else {
+    Settle();
+  }
+}
+
+}  // namespace decentral
