@@ -110,9 +110,12 @@ class LeasedData:
 
         self._book, self._refill, self._finished = book, refill, finished
         self._sampler = _LeaseSampler(book, len(dataset), batch_size, seed)
+        # Any: torch asks for subclasses where it needs no more than these methods.
+        samples: Any = dataset
+        sampler: Any = self._sampler
         self._loader: Any = DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_sampler=self._sampler,  # type: ignore[arg-type]
+            samples,
+            batch_sampler=sampler,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             collate_fn=collate,

@@ -1,4 +1,4 @@
-"""What all peers of a run must agree on before they train together, and how they say they do not."""
+"""What all peers of a run must agree on before they train together, and what to say if not."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ class Fingerprint:
 
     def difference(self, theirs: Mapping[str, str]) -> str:
         """One clause per fact that differs: "strategy.sync_every is 15 here and 100 there"."""
-        return "; ".join(
-            f"{name} is {self.facts.get(name, 'absent')} here and {theirs.get(name, 'absent')} there"
-            for name in sorted(self.facts.keys() | theirs.keys())
-            if self.facts.get(name) != theirs.get(name)
-        )
+        clauses = []
+        for name in sorted(self.facts.keys() | theirs.keys()):
+            here, there = self.facts.get(name, "absent"), theirs.get(name, "absent")
+            if here != there:
+                clauses.append(f"{name} is {here} here and {there} there")
+        return "; ".join(clauses)
 
 
 def fingerprint(

@@ -20,10 +20,10 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
+from decentral.anchor import Anchor
 from decentral.errors import CollectiveError, ContributionError
 from decentral.leases import LeaseBook
 from decentral.mesh_port import GroupFactory, MeshFailed, MeshPort, Order, StateArrived
@@ -43,9 +43,6 @@ from decentral.running_reduce import RunningReduce
 from decentral.state import HeldState, aligned_zeros, seal, unseal
 from decentral.strategies.base import Strategy, rank_weights
 from decentral.types import View
-
-if TYPE_CHECKING:
-    from decentral.types import Array
 
 _MAX_REFUSALS = 5
 
@@ -100,13 +97,11 @@ class OuterRounds:
         self.work = OwnWork()
         self.ended: str | None = None
         """Why the run is over for this peer, once it is."""
-        self._mesh, self._tensors, self._strategy = mesh, tensors, strategy
+        self._mesh, self._strategy = mesh, strategy
         self._make_group, self._book = make_group, book
         self._on_adopted, self._on_refused = on_adopted, on_refused
         self._layout = tensors.layout
-        self._held: HeldState | None = None
-        self._base: Array | None = None  # the anchor as the model's own dtypes can hold it
-        self._delta = aligned_zeros(self._layout.exchanged)
+        self._anchor = Anchor(tensors)
         self._mean = aligned_zeros(self._layout.exchanged)
         self._prepared: dict[bytes, HeldState] = {}
         self._entry: Committed | None = None  # committed, not adopted yet
@@ -131,20 +126,20 @@ class OuterRounds:
 
     @property
     def held(self) -> HeldState:
-        assert self._held is not None, "no committed state before the run has begun"
-        return self._held
+        assert self._anchor.held is not None, "no committed state before the run has begun"
+        return self._anchor.held
 
     def take(self, held: HeldState, *, write: bool) -> None:
         """Start from this state: a founder's own, or one from disk."""
-        self._set_anchor(held, own=None, write=write)
+        self._anchor.set(held, write=write)
 
     @property
     def current(self) -> bool:
         """Whether this peer is a member and holds the latest committed state that it knows of."""
         return (
-            self._held is not None
+            self._anchor.held is not None
             and self._joined_at is not None
-            and self._held.round >= self._joined_at
+            and self._anchor.held.round >= self._joined_at
             and self._entry is None
             and self._rollback is None
         )
@@ -199,8 +194,8 @@ class OuterRounds:
         """Own work goes: the model is the anchor again."""
         self.work = OwnWork()
         self._book.discard()
-        if self._held is not None:
-            self._set_anchor(self._held, own=None, write=True)
+        if self._anchor.held is not None:
+            self._anchor.set(self._anchor.held)
 
     # ------------------------------------------------------------------ orders
 
@@ -214,7 +209,8 @@ class OuterRounds:
                 self._state_arrived(unseal(self._layout, state))
             case CloseRound(round):
                 self._close_round = max(self._close_round, round)
-            case Joined(view, round):
+            case Joined(view, round, leases):
+                self._book.grant(leases)
                 self.view, self._joined_at = view, round
             case Evicted():
                 self._joined_at = None
@@ -232,7 +228,7 @@ class OuterRounds:
         """One attempt. Its failure is the mesh's to judge; the contribution stays as it is."""
         round, attempt = order.round, order.attempt
         me = self._mesh.me
-        if self._held is None or self._held.round + 1 != round:
+        if self._anchor.held is None or self._anchor.held.round + 1 != round:
             says = f"this peer does not hold round {round - 1} yet"
             self._mesh.reduce_failed(round, attempt, None, says)
             return
@@ -247,7 +243,7 @@ class OuterRounds:
                 round,
                 attempt,
                 lambda: self._make_group(self._mesh.native, view, me).all_reduce(
-                    self._delta,
+                    self._anchor.delta,
                     self._mean,
                     self._strategy.codec,
                     weights=weights,
@@ -272,43 +268,45 @@ class OuterRounds:
     def _committed(self, order: Committed) -> None:
         self.view = order.view
         entry = order.entry
+        self._book.grant(order.leases)
         if isinstance(entry, RoundEntry):
+            self._running.forget(entry.round)
+            held = self._anchor.held
+            if held is not None and (held.round > entry.round or held.root == entry.state_root):
+                return  # the state came first
             for contribution in entry.contributions:
                 if contribution.peer == self._mesh.me:
                     self._book.counted(contribution.leases)
                     self.work.counted = True
-            self._book.grant(order.leases)
-            self._running.forget(entry.round)
-            if self._held is not None and (
-                self._held.round > entry.round or self._held.root == entry.state_root
-            ):
-                return  # the state came first
             self._entry = order
             prepared = self._prepared.get(entry.state_root)
             if prepared is not None and prepared.round == entry.round:
-                self._adopt(prepared)
-        else:
-            self._book.grant(order.leases)
-            if isinstance(entry, RollbackEntry) and (
-                self._held is None or self._held.root != entry.state_root
-            ):
-                self._rollback = entry.state_root
-                self.discard()
+                self._entry = None
+                self._adopt(prepared, order)
+        elif isinstance(entry, RollbackEntry) and (
+            self._anchor.held is None or self._anchor.held.root != entry.state_root
+        ):
+            self._rollback = entry.state_root
+            self.discard()
 
     def _state_arrived(self, arrived: HeldState) -> None:
+        order: Committed | None = None
         expected = self._entry.entry if self._entry is not None else None
-        if not isinstance(expected, RoundEntry) or expected.state_root != arrived.root:
+        if isinstance(expected, RoundEntry) and arrived.root == expected.state_root:
+            order, self._entry = self._entry, None
+        elif isinstance(expected, RoundEntry) and arrived.round < expected.round:
+            pass  # on the way to a later round, whose state is still to come
+        else:
             # Not the outcome of a round that we followed: a join, a rollback, another lineage.
             self._entry = None
             self.discard()
         if arrived.root == self._rollback:
             self._rollback = None
-        self._adopt(arrived)
+        self._adopt(arrived, order)
 
     # ------------------------------------------------------------------ adopting
 
-    def _adopt(self, held: HeldState) -> None:
-        order, self._entry = self._entry, None
+    def _adopt(self, held: HeldState, order: Committed | None) -> None:
         entry = order.entry if order is not None else None
         assert entry is None or isinstance(entry, RoundEntry)
         if entry is not None and entry.stop:
@@ -316,10 +314,9 @@ class OuterRounds:
         elif held.meta.complete:
             self.ended = f"the run reached its end at round {held.round}"
         loss = self.work.mean_loss()
-        own: Array | None = None
         uncounted = self.work.steps > 0 and not self.work.counted
-        if uncounted and self.ended is None and self._subtract_model():
-            own = self._delta
+        keep = uncounted and self.ended is None and self._anchor.take_delta()
+        if keep:
             self.work.contributed_to = 0
             self.work.steps_this_round = 0
             self.work.losses.clear()
@@ -327,44 +324,17 @@ class OuterRounds:
             if uncounted:
                 self._book.discard()
             self.work = OwnWork()
-        self._set_anchor(held, own=own, write=True)
+        self._prepared.clear()
+        self._anchor.set(held, keep_own=keep)
         self._mesh.hold(held.state)
         if order is None or entry is None:
             self._on_adopted(None, held)
         else:
             self._on_adopted(Adoption(entry, order.view, held, loss), held)
 
-    def _set_anchor(self, held: HeldState, *, own: Array | None, write: bool) -> None:
-        self._held = held
-        self._prepared.clear()
-        if write:
-            self._tensors.write(held.theta)
-        # bf16 weights cannot hold θ: Δ must not contain the rounding, or it would be trained away.
-        self._base = self._tensors.as_read() if self._tensors.lossy else held.theta
-        if own is not None:
-            from decentral import _native
-
-            moved = held.theta.copy()
-            exchanged = slice(0, self._layout.exchanged)
-            _native.subtract(held.theta[exchanged], own, moved[exchanged])
-            self._tensors.write(moved)
-
-    def _subtract_model(self) -> bool:
-        """delta = anchor − θm; false, and delta zero, if that is not finite."""
-        from decentral import _native
-
-        assert self._base is not None
-        local = aligned_zeros(self._layout.exchanged)
-        self._tensors.read(local)
-        _native.subtract(self._base[: self._layout.exchanged], local, self._delta)
-        if _native.all_finite(self._delta):
-            return True
-        self._delta[:] = 0
-        return False
-
     def _outer_gradient(self) -> bool:
         """Whether there is one to contribute. Work that is not finite never leaves this peer."""
-        if self._subtract_model():
+        if self._anchor.take_delta():
             self._refusals = 0
             return True
         self._refusals += 1

@@ -39,7 +39,7 @@ def write(file: BinaryIO, tensors: Mapping[str, NDArray[Any]]) -> None:
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in sorted(tensors):
-        file.write(memoryview(np.ascontiguousarray(tensors[name]).reshape(-1)).cast("B"))
+        file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
 
 
 def read(path: Path, schema: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
@@ -67,7 +67,7 @@ def read(path: Path, schema: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
                 raise CorruptCheckpointError(f"{path.name}: tensor {name} is not as declared")
             file.seek(start + begin)
             flat = array.reshape(-1).view(np.uint8)
-            if file.readinto(memoryview(flat)) != array.nbytes:  # type: ignore[attr-defined]
+            if file.readinto(flat.data) != array.nbytes:
                 raise CorruptCheckpointError(f"{path.name} ends inside tensor {name}")
             tensors[name] = array
         return tensors

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from decentral.errors import ConfigError
 
 _LEFT_OUT = frozenset(
-    "__pycache__ distutils ensurepip idlelib lib2to3 site-packages dist-packages "
-    "test tests idle_test tkinter turtledemo venv".split()
+    {
+        *("__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test"),
+        *("distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo", "venv"),
+    }
 )
 _VALIDATION_SHARE = 0.1
 

@@ -54,7 +54,7 @@ def validation_batches(corpus: Corpus, context: int) -> list[torch.Tensor]:
     windows = Windows(corpus.validation, context, "")
     count = min(VALIDATION_WINDOWS, len(windows))
     indices = np.linspace(0, len(windows) - 1, count).astype(int)
-    return list(torch.stack([windows[int(i)] for i in indices]).split(256))
+    return list(torch.split(torch.stack([windows[int(i)] for i in indices]), 256))
 
 
 def evaluate(model: torch.nn.Module, batches: list[torch.Tensor]) -> float:

@@ -307,7 +307,7 @@ def test_save_exports_what_was_committed(tmp_path):
     run = make_run(cluster)
     train(run)
     path = run.save(tmp_path / "final")
-    assert path.name == "final.safetensors" and os.listdir(tmp_path) == ["final.safetensors"]
+    assert path.name == "final.safetensors" and list(tmp_path.iterdir()) == [path]
     tensors = load_file(path)
     assert tensors.keys() == {"weight", "bias"}
     assert torch.equal(tensors["weight"], run.model.weight)
@@ -409,6 +409,9 @@ def test_uncounted_work_stays_queued_and_counts_later():
 # ---------------------------------------------------------------------------- orders
 
 
+FRESH_LEASE = (Range(100, 106),)
+
+
 class Script(Cluster):
     """A mesh of one whose orders the test writes itself."""
 
@@ -427,7 +430,7 @@ class Script(Cluster):
         contributions = (Contribution(peer="peer:a", tokens=6),) if mine else (other,)
         self.mesh.order(StartReduce(self.view, round, attempt, self.view.members, contributions))
 
-    def entry(self, round: int, root: bytes, *, mine: bool, leases=(Range(100, 106),)) -> None:
+    def entry(self, round: int, root: bytes, *, mine: bool, leases=FRESH_LEASE) -> None:
         taken = (Contribution(peer="peer:a", tokens=6, leases=self.offers[-1][2]),) if mine else ()
         entry = RoundEntry(
             round=round, attempt=1, contributions=taken, state_root=root, durable_round=0
