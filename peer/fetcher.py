@@ -3,7 +3,7 @@
     start ─▶ Tell(x/pin) to all ─▶ Tell(x/want) to one ─▶ manifest verified ─▶ Allocate
           ─▶ AskChunk … spread over all holders, `window` outstanding each ─▶ Done
 
-A holder that dies, stalls or runs out of patience loses its chunks to the others; one that sends
+A holder that dies or stalls loses its chunks to the others; one that sends
 wrong bytes is named (`Blame`) and never asked again. Chunks that are here already do not travel.
 A chunk is asked of one holder at a time: `CancelChunk` always goes before it is asked elsewhere,
 because two blobs must not write to the same memory.
@@ -25,6 +25,7 @@ from decentral.errors import (
     StateError,
 )
 from decentral.peer.donor import Tell
+from decentral.peer.holders import Holders
 from decentral.peer.manifest import (
     Manifest,
     check_schema,
@@ -124,17 +125,6 @@ class FetchConfig:
             raise ConfigError("a fetch needs a positive window and positive times")
 
 
-@dataclass(slots=True)
-class _Holder:
-    up: bool = True
-    missing: bool = False  # says it does not hold the state
-    liar: bool = False
-    stalls: int = 0
-    rests_until: float = 0.0  # 0: it does not
-    heard_at: float = 0.0  # last time it owed nothing, or something came
-    owes: dict[int, tuple[int, int]] = field(default_factory=dict)  # key → (tensor, chunk)
-
-
 class Fetcher:
     """Fetches one committed state. Every method returns actions to carry out in order."""
 
@@ -159,7 +149,7 @@ class Fetcher:
         self._held = held
         order = sorted(set(holders))
         random.Random(seed).shuffle(order)  # so that joiners do not all start with the same one
-        self._holders = {peer: _Holder() for peer in order}
+        self._holders = Holders(order, self._config.window, self._config.stall_s)
         self._pages: list[bytes] = []
         self._asked: PeerId | None = None  # whom the manifest is being asked of
         self._manifest: Manifest | None = None
@@ -187,26 +177,25 @@ class Fetcher:
             self._manifest, self._finished = manifest, True
             names = tuple(spec.name for spec in specs)
             return [Allocate(specs, names), Done(self._round, self._root, manifest)]
-        pins: list[FetchAction] = [Tell(peer, self._pin()) for peer in self._holders]
+        pins: list[FetchAction] = [Tell(peer, self._pin()) for peer in self._holders.peers()]
         return pins + self._go_on(now)
 
     def holder_up(self, peer: PeerId, now: float) -> list[FetchAction]:
         """A holder can be reached (again)."""
         if self._finished:
             return []
-        liar = peer in self._holders and self._holders[peer].liar
         actions = self._take_back(peer)
-        self._holders[peer] = _Holder(liar=liar, heard_at=now)
-        if not liar:
+        if self._holders.up(peer, now):
             actions.append(Tell(peer, self._pin()))
         return actions + self._go_on(now)
 
     def holder_down(self, peer: PeerId, now: float) -> list[FetchAction]:
         """The link to a holder is gone."""
-        if self._finished or peer not in self._holders:
+        holder = self._holders.get(peer)
+        if self._finished or holder is None:
             return []
         actions = self._take_back(peer)
-        self._holders[peer].up = False
+        holder.up = False
         return actions + self._go_on(now)
 
     def received(self, peer: PeerId, payload: bytes, now: float) -> list[FetchAction]:
@@ -236,7 +225,7 @@ class Fetcher:
 
     def chunk_done(self, key: int, leaf: bytes, now: float) -> list[FetchAction]:
         """Blob `key` has arrived whole; `leaf` is the hash of the bytes (`merkle.leaf_hash`)."""
-        peer = self._owner(key)
+        peer = self._holders.owner(key)
         if self._finished or peer is None:
             return []
         holder = self._holders[peer]
@@ -255,11 +244,11 @@ class Fetcher:
 
     def chunk_failed(self, key: int, now: float) -> list[FetchAction]:
         """Blob `key` will not arrive."""
-        peer = self._owner(key)
+        peer = self._holders.owner(key)
         if self._finished or peer is None:
             return []
         self._todo.appendleft(self._holders[peer].owes.pop(key))
-        self._rest(peer, now)
+        self._holders.rest(peer, now)
         return self._go_on(now)
 
     def tick(self, now: float) -> list[FetchAction]:
@@ -267,13 +256,9 @@ class Fetcher:
         if self._finished:
             return []
         actions: list[FetchAction] = []
-        for peer, holder in self._holders.items():
-            if holder.rests_until <= now:
-                holder.rests_until = 0.0
-            owing = holder.owes or peer == self._asked
-            if owing and now >= holder.heard_at + self._config.stall_s:
-                actions += self._take_back(peer)
-                self._rest(peer, now)
+        for peer in self._holders.stalled(now, self._asked):
+            actions += self._take_back(peer)
+            self._holders.rest(peer, now)
         if now >= self._progress_at + self._config.give_up_s:
             return actions + self._fail(self._nobody(f"for {self._config.give_up_s:g} s"))
         return actions + self._go_on(now)
@@ -282,13 +267,8 @@ class Fetcher:
         """When `tick` has something to do."""
         if self._finished:
             return None
-        times = [self._progress_at + self._config.give_up_s]
-        for peer, holder in self._holders.items():
-            if holder.owes or peer == self._asked:
-                times.append(holder.heard_at + self._config.stall_s)
-            if holder.rests_until and self._may_help(holder):
-                times.append(holder.rests_until)
-        return min(times)
+        give_up_at = self._progress_at + self._config.give_up_s
+        return min([give_up_at, *self._holders.timers(self._asked)])
 
     # ---------------------------------------------------------------------- manifest
 
@@ -339,33 +319,22 @@ class Fetcher:
             self._finished = True
             done = Done(self._round, self._root, self._manifest)
             return [*self._releases(), done]
-        if not any(self._may_help(h) or not (h.up or h.liar) for h in self._holders.values()):
+        if not self._holders.hope():
             return self._fail(self._nobody("any more"))
-        ready = [
-            peer
-            for peer, holder in self._holders.items()
-            if self._may_help(holder) and holder.rests_until <= now
-        ]
         if self._manifest is None:
-            if self._asked is not None or not ready:
+            if self._asked is not None:
                 return []
-            self._asked = ready[0]
-            self._holders[ready[0]].heard_at = now
-            return [Tell(ready[0], self._want())]
+            self._asked = self._holders.pick(now)
+            return [] if self._asked is None else [Tell(self._asked, self._want())]
         actions: list[FetchAction] = []
-        while self._todo and ready:
-            peer = min(ready, key=lambda p: len(self._holders[p].owes))
-            if len(self._holders[peer].owes) >= self._config.window:
-                break
-            actions.append(self._ask(peer, now))
+        while self._todo and (peer := self._holders.pick(now)) is not None:
+            actions.append(self._ask(peer))
         return actions
 
-    def _ask(self, peer: PeerId, now: float) -> AskChunk:
+    def _ask(self, peer: PeerId) -> AskChunk:
         tensor, index = self._todo.popleft()
-        holder, key = self._holders[peer], self._keys()
-        if not holder.owes:
-            holder.heard_at = now
-        holder.owes[key] = (tensor, index)
+        key = self._keys()
+        self._holders[peer].owes[key] = (tensor, index)
         spec = self._tensors[tensor][0]
         return AskChunk(
             peer=peer,
@@ -376,9 +345,6 @@ class Fetcher:
             size=chunk_bytes(tensor_bytes(spec), index),
             message=ChunkWanted(self._round, self._root, spec.name, index, key).pack(),
         )
-
-    def _may_help(self, holder: _Holder) -> bool:
-        return holder.up and not (holder.missing or holder.liar)
 
     def _take_back(self, peer: PeerId, key: int | None = None) -> list[FetchAction]:
         """What a holder owes (or one chunk of it) goes back to the head of the queue."""
@@ -391,36 +357,27 @@ class Fetcher:
         self._todo.extendleft(reversed([holder.owes.pop(k) for k in keys]))
         return [CancelChunk(k) for k in keys]
 
-    def _rest(self, peer: PeerId, now: float) -> None:
-        holder = self._holders[peer]
-        holder.stalls += 1
-        holder.heard_at = now
-        rest_s = self._config.stall_s * min(1.0, 2 ** min(holder.stalls, 4) / 10)
-        holder.rests_until = now + rest_s
-
     def _blame(self, peer: PeerId, says: str) -> list[FetchAction]:
         self._holders[peer].liar = True
         return [*self._take_back(peer), Blame(peer, f"{short(peer)} {says}")]
 
-    def _owner(self, key: int) -> PeerId | None:
-        return next((peer for peer, h in self._holders.items() if key in h.owes), None)
-
     def _nobody(self, when: str) -> StateError:
+        asked = len(self._holders.peers())
         return StateError(
             f"no peer could give the state of round {self._round} {when} "
-            f"({len(self._holders)} asked, {self.chunks_done} of {self.chunks_total} chunks came)",
+            f"({asked} asked, {self.chunks_done} of {self.chunks_total} chunks came)",
             phase=_PHASE,
         )
 
     def _fail(self, error: DecentralError) -> list[FetchAction]:
         self._finished = True
         error.phase = error.phase or _PHASE
-        cancels = [action for peer in self._holders for action in self._take_back(peer)]
+        cancels = [action for peer in self._holders.peers() for action in self._take_back(peer)]
         return [*cancels, *self._releases(), Failed(error)]
 
     def _releases(self) -> list[FetchAction]:
         message = Release(self._round, self._root).pack()
-        return [Tell(p, message) for p, h in self._holders.items() if h.up and not h.missing]
+        return [Tell(peer, message) for peer in self._holders.peers(pinned=True)]
 
     @property
     def _tensors(self) -> tuple[tuple[TensorSpec, bytes], ...]:
