@@ -148,7 +148,8 @@ size_t EncodedSize(Codec codec, size_t count) {
 }
 
 void Encode(Codec codec, const float* src, size_t count, float weight, uint8_t* out) {
-  if (weight == 0.0f) {  // not a factor but an absence: 0 * NaN must not reach anybody
+  if (count == 0) return;  // empty arrays may come without memory
+  if (weight == 0.0f) {    // not a factor but an absence: 0 * NaN must not reach anybody
     std::memset(out, 0, EncodedSize(codec, count));
     return;
   }
@@ -168,6 +169,7 @@ void Encode(Codec codec, const float* src, size_t count, float weight, uint8_t* 
 }
 
 void Decode(Codec codec, const uint8_t* in, size_t count, float* out) {
+  if (count == 0) return;
   switch (codec) {
     case Codec::kFp32:
       std::memcpy(out, in, count * sizeof(float));

@@ -16,9 +16,17 @@ enum class Codec : uint8_t {
 
 inline constexpr size_t kInt8Block = 256;
 
+// int8 and non-finite input: a block that holds an infinity or a NaN is encoded with a NaN scale
+// and decodes to NaN everywhere, for the layer above to refuse. A block whose absmax is below
+// 127 * FLT_MIN (1.5e-36) is encoded as zeros, scale 0.
+
 // Wire bytes for `count` values. Blocks never straddle a chunk: chunk sizes are multiples of
 // kInt8Block elements, except the last chunk of a segment.
 size_t EncodedSize(Codec, size_t count);
+// Wire bytes are aligned like the values that they hold (fp32: 4, bf16: 2, int8: 1). A weight of
+// zero is an absence, not a factor: the source is not read, so that 0 * NaN poisons nobody.
+// `out` may be `src` itself, and with fp32 `in` itself.
+
 // out = encode(weight * src)
 void Encode(Codec, const float* src, size_t count, float weight, uint8_t* out);
 // out = decode(in)

@@ -63,7 +63,6 @@ void OpImpl::BuildState() {
   recv_.resize(n);
   heard_ms_.assign(n, 0);
   spoke_ms_.assign(n, 0);
-  heard_bytes_.assign(n, 0);
   segments_.resize(spec_.segments.size());
   for (size_t i = 0; i < segments_.size(); ++i) {
     segments_[i].chunks = (spec_.segments[i].count + grain_ - 1) / grain_;
@@ -125,9 +124,6 @@ void OpImpl::Start(uint32_t serial) {
   if (store_size > 0) store_ = context_.pool.Take(store_size);
   ticked_ms_ = context_.now_ms();
   std::fill(heard_ms_.begin(), heard_ms_.end(), ticked_ms_);
-  for (const uint32_t rank : neighbours_) {
-    heard_bytes_[rank] = context_.transport.BytesReceived(spec_.members[rank]);
-  }
   // What nobody else contributes to is complete as it is.
   for (uint32_t i = 0; i < segments_.size(); ++i) {
     if (spec_.segments[i].owner != spec_.rank || segments_[i].receives > 0) continue;
@@ -293,9 +289,10 @@ void OpImpl::ReleaseScratch() {
   if (store_) context_.pool.Give(std::move(store_));
 }
 
-// A silent peer is one that we wait for and that shows no sign of life: no byte on its bulk
-// streams, no word about this operation. Peers that merely wait for somebody else say so now and
-// then, so that in a ring only the one who stopped is blamed, not everyone behind it.
+// A silent peer is one that we wait for and that shows no sign of life: no chunk, no word about
+// this operation. Every member says that it is still at it now and then, on the control stream:
+// so a slow link is not silence, and in a ring only the one who stopped is blamed, not everyone
+// behind it.
 void OpImpl::Tick() {
   if (!running()) return;
   const int64_t now = context_.now_ms();
@@ -305,9 +302,7 @@ void OpImpl::Tick() {
   int64_t longest = spec_.silence_limit_ms;
   int64_t silent = -1;
   for (const uint32_t rank : neighbours_) {
-    const uint64_t bytes = context_.transport.BytesReceived(spec_.members[rank]);
-    if (was_away || bytes != heard_bytes_[rank]) heard_ms_[rank] = now;
-    heard_bytes_[rank] = bytes;
+    if (was_away) heard_ms_[rank] = now;
     if (WaitsFor(rank) && now - heard_ms_[rank] >= longest) {
       longest = now - heard_ms_[rank];
       silent = rank;

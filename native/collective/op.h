@@ -193,7 +193,6 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   int borrowed_ = 0;  // frames and landings that touch src or dst
   Error failure_;
   std::vector<int64_t> heard_ms_, spoke_ms_;  // by rank
-  std::vector<uint64_t> heard_bytes_;         // by rank
   int64_t ticked_ms_ = 0;
 
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();

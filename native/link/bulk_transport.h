@@ -48,9 +48,6 @@ class BulkTransport {
                     uint64_t cookie) = 0;
   // A small frame over the control stream (at most 64 KiB, copied).
   virtual void SendControl(const PeerId& to, const FrameHeader&, const void* payload) = 0;
-  // Bulk bytes received from the peer so far, headers and unfinished payloads included: on a slow
-  // link they are the sign of life between two frames. 0 for ever: only whole frames count.
-  virtual uint64_t BytesReceived(const PeerId&) const { return 0; }
   // Run on the data thread, soon / after a delay. The only calls allowed from other threads.
   virtual void Post(std::function<void()>) = 0;
   virtual void PostAfter(int delay_ms, std::function<void()>) = 0;
