@@ -53,8 +53,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(self.norm1(x))
-        x = x + self.down(F.gelu(self.up(self.norm2(x))))
-        return x
+        mixed: torch.Tensor = self.down(F.gelu(self.up(self.norm2(x))))
+        return x + mixed
 
 
 class GPT(nn.Module):

@@ -31,7 +31,7 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_importing_it_imports_neither_torch_nor_numpy():
     code = "import decentral, sys; decentral.errors; decentral.View; print(*sys.modules)"
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )
     modules = set(result.stdout.split())
     assert "decentral.types" in modules

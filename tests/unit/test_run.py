@@ -677,8 +677,8 @@ def test_an_exception_leaves_the_run_and_goes_on():
 
 
 SCRIPT = """
-import sys, time
-sys.path.insert(0, {tests!r})
+import sys
+sys.path[:0] = {paths!r}
 import native_standin
 native_standin.install()
 from fake_mesh import Cluster
@@ -696,9 +696,10 @@ test_run.train(run, on_step=ready)
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -2)])
 def test_a_script_without_a_with_still_leaves(number, code):
-    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    unit = Path(__file__).parent
+    script = SCRIPT.format(paths=[str(unit), str(unit.parent / "support")])
     with subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-P", "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -19,15 +19,14 @@ CHUNK = 1 << 20
 
 
 def leaf_hashes(array: Any) -> bytes:
+    """An empty tensor has one leaf, of no bytes."""
     data = np.ascontiguousarray(array).tobytes()
-    chunks = [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
+    chunks = [data[at : at + CHUNK] for at in range(0, max(1, len(data)), CHUNK)]
     return b"".join(hashlib.sha256(b"\0" + chunk).digest() for chunk in chunks)
 
 
 def _tree(leaves: list[bytes]) -> bytes:
     """RFC 6962: the left subtree holds the largest power of two below the count."""
-    if not leaves:
-        return hashlib.sha256(b"").digest()
     if len(leaves) == 1:
         return leaves[0]
     split = 1 << (len(leaves) - 1).bit_length() - 1
