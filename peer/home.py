@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import stat
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -33,8 +32,7 @@ _SHORT_PLACE = Path("/tmp")
 _RECORD_MAGIC = b"decentral record 1\n"
 _MAX_BOOK_BYTES = 4 << 20
 _MAX_BOOK_PEERS = 10_000
-_LOCK_TRIES = 4
-_LOCK_RETRY_S = 0.01
+_LOCK_TRIES = 50
 _log = logging.getLogger(__name__)
 
 
@@ -148,7 +146,7 @@ class Home(HomePaths):
                 break
             except BlockingIOError:
                 if attempt < _LOCK_TRIES - 1:  # `is_locked` in another process takes it briefly
-                    time.sleep(_LOCK_RETRY_S)
+                    os.sched_yield()
                     continue
                 holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
                 raise ConfigError(

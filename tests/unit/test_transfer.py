@@ -109,6 +109,19 @@ def test_the_root_of_a_small_state_by_hand() -> None:
     assert state.root == sha(b"\x03" + b"\x02\0\0\0" + root_a + root_b)
 
 
+def test_the_root_that_native_code_computes() -> None:
+    """`native/core/hash.cc` gives this for the same bytes: chunks, a scalar, an empty tensor."""
+    count = 5 * CHUNK + 3
+    i = np.arange(count, dtype=np.int64)
+    big = ((i * 7 + i // 1000) % 256).astype(np.uint8)
+    root = merkle.state_root([
+        (TensorSpec(name="param/z", dtype="uint8", shape=(count,)), merkle.leaf_hashes(big)),
+        (TensorSpec(name="param/e", dtype="float32", shape=(0, 4)), merkle.leaf_hashes(b"")),
+        (TensorSpec(name="a", dtype="float32", shape=()), merkle.leaf_hashes(b"\1\2\3\4")),
+    ])  # fmt: skip
+    assert root.hex() == "4002d444e37870a61e781e509a7718a6285714b8cf85426ae23aa3538b709ab9"
+
+
 def test_chunks() -> None:
     assert merkle.leaf_hashes(b"") == merkle.leaf_hash(b"")
     data = bytes(CHUNK) + b"x"
