@@ -55,8 +55,12 @@ struct OpSpec {
   // Upper bound for a frame's payload before encoding, rounded down to whole int8 blocks. The
   // receiver's value rules; members may differ in it without changing a bit.
   uint32_t chunk_bytes = 512 << 10;
-  // No sign of life from a peer that we wait for (also one that has not started yet): fail.
+  // No sign of life from a peer that we wait for: fail. A member that runs the operation gives one
+  // every fifth of its own limit, however slow its link.
   int silence_limit_ms = 5000;
+  // A peer that we wait for has not started: fail. It may be busy, hence the patience; that it is
+  // alive is the link's business (OnBulkDown).
+  int start_limit_ms = 60000;
 };
 
 inline constexpr uint32_t kMaxChunkBytes = 4 << 20;  // what endpoints accept in one frame

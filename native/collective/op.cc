@@ -62,6 +62,7 @@ void OpImpl::BuildState() {
   send_.resize(n);
   recv_.resize(n);
   heard_ms_.assign(n, 0);
+  met_.assign(n, false);
   spoke_ms_.assign(n, 0);
   segments_.resize(spec_.segments.size());
   for (size_t i = 0; i < segments_.size(); ++i) {
@@ -149,7 +150,7 @@ void OpImpl::Start(uint32_t serial) {
 
 void OpImpl::OnReady(uint32_t rank, const ReadyFrame& theirs) {
   if (!running()) return;
-  heard_ms_[rank] = context_.now_ms();
+  Heard(rank);
   const std::string difference = Difference(theirs, ours_, context_.self);
   if (!difference.empty()) {
     return Fail(Error(ErrorKind::kMismatch, Phase(), Name(rank) + " has " + difference + ".",
@@ -173,7 +174,7 @@ void OpImpl::OnReady(uint32_t rank, const ReadyFrame& theirs) {
 
 void OpImpl::OnProgress(uint32_t rank, const ProgressFrame& theirs) {
   if (!running()) return;
-  heard_ms_[rank] = context_.now_ms();
+  Heard(rank);
   SendLane& lane = send_[rank];
   if (!lane.ready || theirs.ticket != lane.ticket || theirs.granted <= lane.granted) return;
   lane.granted = theirs.granted;
@@ -289,62 +290,6 @@ void OpImpl::ReleaseScratch() {
   if (store_) context_.pool.Give(std::move(store_));
 }
 
-// A silent peer is one that we wait for and that shows no sign of life: no chunk, no word about
-// this operation. Every member says that it is still at it now and then, on the control stream:
-// so a slow link is not silence, and in a ring only the one who stopped is blamed, not everyone
-// behind it.
-void OpImpl::Tick() {
-  if (!running()) return;
-  const int64_t now = context_.now_ms();
-  // If we were suspended ourselves, the others' silence is our own deafness: start over.
-  const bool was_away = now - ticked_ms_ > spec_.silence_limit_ms / 2;
-  ticked_ms_ = now;
-  int64_t longest = spec_.silence_limit_ms;
-  int64_t silent = -1;
-  for (const uint32_t rank : neighbours_) {
-    if (was_away) heard_ms_[rank] = now;
-    if (WaitsFor(rank) && now - heard_ms_[rank] >= longest) {
-      longest = now - heard_ms_[rank];
-      silent = rank;
-    }
-  }
-  if (silent >= 0) {
-    const auto rank = static_cast<uint32_t>(silent);
-    const bool started = !awaits_ready(rank);
-    return Fail(Error(ErrorKind::kSilent, Phase(),
-                      Name(rank) +
-                          (started ? " gave no sign of life for "
-                                   : " has not started the operation within ") +
-                          std::to_string(longest) + " ms.",
-                      spec_.members[rank]),
-                Tell::kEverybody);
-  }
-  for (const uint32_t rank : neighbours_) {
-    if (now - spoke_ms_[rank] >= spec_.silence_limit_ms / 5) SendProgress(rank);
-  }
-}
-
-bool OpImpl::WaitsFor(uint32_t rank) const {
-  const SendLane& send = send_[rank];
-  const RecvLane& recv = recv_[rank];
-  const bool for_chunks = recv.applied < recv.seen.size();
-  const bool for_permission =
-      !send.finished && !send.steps.empty() && (!send.ready || send.sequence >= send.granted);
-  return for_chunks || for_permission;
-}
-
-std::string OpImpl::Phase() const {
-  bool started = true;
-  bool partials_left = false;
-  for (const SendLane& lane : send_) {
-    if (lane.steps.empty() || lane.finished) continue;
-    if (!lane.ready) started = false;
-    partials_left |= spec_.steps[lane.steps[lane.step]].kind == PlanStep::Kind::kSendPartial;
-  }
-  if (!started) return "start";
-  return reduces_left_ > 0 || partials_left ? "reduce-scatter" : "all-gather";
-}
-
 int OpImpl::rank_of(const PeerId& peer) const {
   const auto it = std::find(spec_.members.begin(), spec_.members.end(), peer);
   return it == spec_.members.end() ? -1 : static_cast<int>(it - spec_.members.begin());
@@ -366,12 +311,6 @@ void OpImpl::SendControl(uint32_t rank, FrameType type, uint8_t flags, const std
   spoke_ms_[rank] = context_.now_ms();
   bytes_sent_ += FrameHeader::kSize + payload.size();
   context_.transport.SendControl(spec_.members[rank], header, payload.data());
-}
-
-void OpImpl::SendProgress(uint32_t rank) {
-  const RecvLane& lane = recv_[rank];
-  const ProgressFrame frame{lane.steps.empty() ? 0 : serial_, static_cast<uint32_t>(lane.granted)};
-  SendControl(rank, FrameType::kOpReady, kProgressFlag, EncodeProgress(frame));
 }
 
 }  // namespace decentral

@@ -1,5 +1,6 @@
 // One all-reduce on one member: the plan's steps, how far each chunk has come, and what is in the
-// transport's hands. op.cc: life and death; op_send.cc and op_recv.cc: the two directions.
+// transport's hands. op.cc: life and death; op_send.cc and op_recv.cc: the two
+// directions; op_watch.cc: silence.
 //
 //              recv lane of peer P                             send lane to peer Q
 //   chunks ──▶ scratch ──▶ DecodeAdd(src or dst) ──▶ dst ──▶ (encode ──▶ scratch) ──▶ chunks
@@ -144,12 +145,15 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   void Settle();
   void Publish(const Error&);
   void ReleaseScratch();
-  std::string Phase() const;
   std::string Name(uint32_t rank) const { return ShortName(spec_.members[rank]); }
   FrameHeader Header(FrameType type) const;
   void SendControl(uint32_t rank, FrameType type, uint8_t flags, const std::string& payload);
+
+  // op_watch.cc
   void SendProgress(uint32_t rank);
   bool WaitsFor(uint32_t rank) const;
+  void Heard(uint32_t rank);
+  std::string Phase() const;
 
   // op_send.cc
   void Pump(uint32_t rank);
@@ -193,6 +197,7 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   int borrowed_ = 0;  // frames and landings that touch src or dst
   Error failure_;
   std::vector<int64_t> heard_ms_, spoke_ms_;  // by rank
+  std::vector<bool> met_;                     // by rank: has started, as far as we know
   int64_t ticked_ms_ = 0;
 
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();

@@ -55,7 +55,7 @@ uint8_t* OpImpl::OnHeader(uint32_t rank, int stream, const FrameHeader& header) 
     return nullptr;
   }
   lane.seen[sequence] = true;
-  heard_ms_[rank] = context_.now_ms();
+  Heard(rank);
   const SegmentState& segment = segments_[step->segment];
   const bool final = step->kind == PlanStep::Kind::kRecvFinal;
   if (final && segment.stored) {
@@ -83,7 +83,7 @@ void OpImpl::OnPayload(uint32_t rank, int stream, const FrameHeader& header) {
     context_.pool.Give(std::move(landing.scratch));
     return Settle();
   }
-  heard_ms_[rank] = context_.now_ms();
+  Heard(rank);
   bytes_received_ += FrameHeader::kSize + header.length;
   Arrived(std::move(landing));
   PumpAll();

@@ -88,7 +88,7 @@ void CheckSpec(const OpSpec& spec, const PeerId& self, const float* src, const f
     Refuse("weight and scale must be finite");
   }
   if (spec.chunk_bytes > kMaxChunkBytes) Refuse("chunk_bytes is above 4 MiB");
-  if (spec.silence_limit_ms <= 0) Refuse("silence_limit_ms must be positive");
+  if (spec.silence_limit_ms <= 0 || spec.start_limit_ms <= 0) Refuse("limits must be positive");
   CheckSegments(spec);
   CheckSteps(spec);
 }
