@@ -214,7 +214,7 @@ void ControlPlane::StreamFailed(LinkId link, const Error& why) {
     if (!c) return;
     if (c->bulk == BulkState::kOpening) return BulkOpenFailed(c, why, true);
     // What came over the control stream before says more than a closed bulk stream.
-    ReadFrames(c);
+    if (why.kind == ErrorKind::kClosed) ReadFrames(c);
     if (!c->gone) Fail(c, why);
   });
 }

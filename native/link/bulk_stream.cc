@@ -45,11 +45,16 @@ void BulkStream::Start(bool acknowledged) {
   });
 }
 
-void BulkStream::Close() {
+void BulkStream::Abandon() {
   if (closed_) return;
   closed_ = true;
   *alive_ = false;
   loop_->Remove(stream_->fd());
+}
+
+void BulkStream::Close() {
+  if (closed_) return;
+  Abandon();
   stream_->FinishWriting();
 }
 
@@ -102,9 +107,8 @@ void BulkStream::Meter() {
 }
 
 void BulkStream::Fail(ErrorKind kind, const std::string& text) {
-  const auto alive = alive_;
   Meter();
-  Close();
+  Abandon();
   owner_->OnStreamFailed(this, Error(kind, "bulk", text));
 }
 

@@ -56,6 +56,9 @@ class BulkStream {
   void Push(Out out);
   void Kick() { MarkDirty(); }  // a blob waits
   void Close();                 // no callback after it
+  // The same, but the other end shall not see it yet: it would take the link down before we have,
+  // and its reason would hide ours.
+  void Abandon();
 
   // The memory of frames for which `gives_up` is true is about to go: what has not begun is
   // dropped, what is half written (or may be, inside a TLS record) is copied. No OnStreamSent.

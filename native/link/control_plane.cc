@@ -221,8 +221,9 @@ void ControlPlane::HandshakeDone(const ConnectionPtr& c) {
     if (alpn.rfind(kAlpnBulk, 0) == 0) return SendHello(c);
     return Fail(c, Error(ErrorKind::kNotDecentral, "bulk", c->target + " takes no bulk streams"));
   }
-  if (alpn.rfind(kAlpnControl, 0) == 0) {
-    c->version = static_cast<uint16_t>(std::stoul(alpn.substr(sizeof kAlpnControl - 1)));
+  for (const uint16_t version : tls_.versions()) {  // a rogue server may pick what none offered
+    if (alpn != kAlpnControl + std::to_string(version)) continue;
+    c->version = version;
     return LinkUp(c);
   }
   if (alpn == kAlpnRefuse && c->tls_client) {

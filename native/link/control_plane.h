@@ -39,6 +39,7 @@ class ControlPlane : public LinkPort {
   void SetProgress(uint64_t progress) { progress_.store(progress); }
   uint32_t incarnation() const { return incarnation_.load(); }
   LinkStats Stats(LinkId link) const;
+  void Taken(const std::vector<Event>& events);  // the layer above has them: room for more
 
   // LinkPort: the data thread asks.
   void WantBulk(LinkId link) override;

@@ -5,7 +5,7 @@
 namespace decentral {
 
 void ControlQueue::Push(const FrameHeader& header, std::string payload, int priority) {
-  bytes_ += payload.size();
+  bytes_ += FrameHeader::kSize + payload.size();
   const int lane = std::clamp(priority, 0, kPriorities - 1);
   queues_[lane].push_back({header, std::move(payload), 0});
   if (header.type == FrameType::kMessage) queues_[lane].back().header.tag = lane;
@@ -33,7 +33,10 @@ bool ControlQueue::Next(std::string* out) {
     out->append(item.payload, item.sent, take);
     item.sent += take;
     bytes_ -= take;
-    if (item.sent == item.payload.size()) queue.pop_front();
+    if (item.sent == item.payload.size()) {
+      bytes_ -= FrameHeader::kSize;
+      queue.pop_front();
+    }
     return true;
   }
   return false;

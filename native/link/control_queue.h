@@ -21,7 +21,7 @@ class ControlQueue {
   // Appends the next frame; false when nothing waits.
   bool Next(std::string* out);
   bool empty() const;
-  uint64_t bytes() const { return bytes_; }  // payload bytes that wait
+  uint64_t bytes() const { return bytes_; }  // that wait; of headers, one per message
 
  private:
   struct Item {

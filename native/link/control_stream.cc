@@ -103,6 +103,13 @@ bool ControlPlane::OnFrame(const ConnectionPtr& c, const FrameHeader& header,
   if (c->phase != Phase::kUp) return false;
   switch (header.type) {
     case FrameType::kMessage: {
+      const uint64_t waiting = c->shared->undelivered += payload.size() + sizeof(Event);
+      if (waiting > options_.max_queued_bytes) {
+        Fail(c, Error(ErrorKind::kProtocol, "link",
+                      Who(*c) + " sends faster than its messages are taken: more than " +
+                          std::to_string(options_.max_queued_bytes) + " bytes wait here"));
+        return false;
+      }
       Event event;
       event.type = Event::Type::kMessage;
       event.link = c->id;
@@ -186,7 +193,12 @@ void ControlPlane::Queue(const ConnectionPtr& c, FrameHeader header, std::string
   if (header.lineage == 0) header.lineage = stamp_->lineage;
   if (header.epoch == 0) header.epoch = stamp_->epoch;
   const bool idle = c->queue.empty() && c->out_begin == c->out.size();
-  c->shared->queued += payload.size();
+  c->shared->queued += FrameHeader::kSize + payload.size();
+  if (c->shared->queued > options_.max_queued_bytes) {  // answers to a flood of probes count too
+    return Fail(c, Error(ErrorKind::kSilent, "link",
+                         Who(*c) + " does not read: more than " +
+                             std::to_string(options_.max_queued_bytes) + " bytes wait for it"));
+  }
   c->queue.Push(header, std::move(payload), priority);
   // At the end of this turn of the loop, so that what is queued together leaves together.
   if (idle) loop_.Post([this, c] { WriteFrames(c); });
@@ -232,14 +244,13 @@ void ControlPlane::WriteFrames(const ConnectionPtr& c) {
 }
 
 void ControlPlane::Send(LinkId link, std::string message, int priority) {
-  uint64_t queued = 0;
   {
     std::lock_guard<std::mutex> lock(registry_mutex_);
     const auto at = registry_.find(link);
     if (at == registry_.end()) return;  // kLinkDown is on its way, or has been taken
-    queued = at->second.shared->queued += message.size();
+    at->second.shared->queued += message.size();
   }
-  loop_.Post([this, link, queued, priority, message = std::move(message)]() mutable {
+  loop_.Post([this, link, priority, message = std::move(message)]() mutable {
     const ConnectionPtr c = FindLink(link);
     if (!c) return;
     if (message.size() > options_.max_message_bytes) {
@@ -248,14 +259,18 @@ void ControlPlane::Send(LinkId link, std::string message, int priority) {
                                " bytes is over the limit of " +
                                std::to_string(options_.max_message_bytes)));
     }
-    if (queued > options_.max_queued_bytes) {
-      return Fail(c, Error(ErrorKind::kSilent, "link",
-                           Who(*c) + " does not read: more than " +
-                               std::to_string(options_.max_queued_bytes) + " bytes wait for it"));
-    }
     c->shared->queued -= message.size();  // Queue counts it again
     Queue(c, {.type = FrameType::kMessage}, std::move(message), priority);
   });
+}
+
+void ControlPlane::Taken(const std::vector<Event>& events) {
+  std::lock_guard<std::mutex> lock(registry_mutex_);
+  for (const Event& event : events) {
+    if (event.type != Event::Type::kMessage) continue;
+    const auto at = registry_.find(event.link);
+    if (at != registry_.end()) at->second.shared->undelivered -= event.data.size() + sizeof(Event);
+  }
 }
 
 void ControlPlane::SendControl(LinkId link, const FrameHeader& header, std::string payload) {

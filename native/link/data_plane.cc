@@ -240,7 +240,7 @@ void DataPlane::OnStreamFailed(BulkStream* stream, const Error& why) {
   Error full = why;
   full.peer = link->peer;
   full.text = "peer " + ShortId(link->peer) + " " + why.text;
-  stream->Close();
+  stream->Abandon();
   port_->StreamFailed(link->id, full);
 }
 

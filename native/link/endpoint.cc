@@ -87,7 +87,11 @@ void Endpoint::PostBlob(LinkId link, uint64_t key, uint8_t* into, uint64_t size)
   impl_->data.PostBlob(link, key, into, size);
 }
 void Endpoint::CancelBlob(uint64_t key) { impl_->data.CancelBlob(key); }
-std::vector<Event> Endpoint::TakeEvents() { return impl_->events.Take(); }
+std::vector<Event> Endpoint::TakeEvents() {
+  std::vector<Event> events = impl_->events.Take();
+  impl_->control.Taken(events);
+  return events;
+}
 int Endpoint::event_fd() const { return impl_->events.fd(); }
 LinkStats Endpoint::Stats(LinkId link) const { return impl_->control.Stats(link); }
 EndpointCounters Endpoint::Counters() const {

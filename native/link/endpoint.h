@@ -31,7 +31,8 @@ struct EndpointOptions {
   uint32_t max_unadmitted_bytes = 64 << 10;  // what an unadmitted connection may send in all
   uint32_t max_message_bytes = 4 << 20;      // a control message
   uint32_t max_chunk_bytes = 4 << 20;        // a bulk frame's payload
-  uint64_t max_queued_bytes = 64 << 20;      // unsent control bytes per link; beyond: link closes
+  uint64_t max_queued_bytes = 64 << 20;      // control bytes per link that are not yet sent, and
+                                             // messages not yet taken; beyond: link closes
   int silence_limit_ms = 5000;  // nothing heard on an admitted link (heartbeats count): dead
   int heartbeat_ms = 1000;
 };

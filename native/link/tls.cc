@@ -67,12 +67,11 @@ std::optional<PeerId> SelfSignedEd25519(X509_STORE_CTX* store) {
 }  // namespace
 
 std::string ShortId(const PeerId& id) {
-  static constexpr char kHex[] = "0123456789abcdef";
+  static constexpr char kBase32[] = "abcdefghijklmnopqrstuvwxyz234567";
+  uint64_t bits = 0;
+  for (int i = 0; i < 5; ++i) bits = bits << 8 | id[i];
   std::string out;
-  for (int i = 0; i < 4; ++i) {
-    out += kHex[id[i] >> 4];
-    out += kHex[id[i] & 15];
-  }
+  for (int shift = 35; shift >= 0; shift -= 5) out += kBase32[bits >> shift & 31];
   return out;
 }
 

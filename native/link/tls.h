@@ -48,7 +48,7 @@ class TlsContext {
 
 // "1" or "1, 2": for sentences.
 std::string VersionList(const std::vector<uint16_t>& versions);
-// The first bytes of a peer id in hex: for sentences.
+// The first eight characters of a peer id in base32, as people see it everywhere.
 std::string ShortId(const PeerId& id);
 
 }  // namespace decentral

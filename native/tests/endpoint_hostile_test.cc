@@ -242,6 +242,16 @@ TEST(a_receiver_that_does_not_read_is_dropped_at_the_limit) {
   CHECK(a.Wait(Type::kLinkDown).error.kind == ErrorKind::kSilent);
 }
 
+TEST(messages_that_nobody_takes_end_their_link) {
+  EndpointOptions small = Options(2);
+  small.max_queued_bytes = 1 << 20;
+  Node a(1), b(small);
+  const Pair link = Connect(a, b, b.endpoint.Listen("127.0.0.1", 0));
+  for (int i = 0; i < 40; ++i) a.endpoint.Send(link.a, std::string(100'000, 'm'));
+  a.Wait(Type::kLinkDown);
+  CHECK(b.Wait(Type::kLinkDown).error.kind == ErrorKind::kProtocol);
+}
+
 TEST(silence_is_noticed) {
   EndpointOptions quick = Options(2);
   quick.silence_limit_ms = 300;
