@@ -15,6 +15,7 @@
 #include <deque>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "link/endpoint.h"
 #include "tests/check.h"
