@@ -323,6 +323,8 @@ class PeerCore:
                 self.ctx.out.append(CloseLink(peer, refusal))
             return
         first, peering.hello = peering.hello is None, msg
+        if first:
+            self.duties.greet(peer)
         if first or (known is not None and msg.boot_seq != known.boot_seq):
             self.coordination.forget(peer)
             self.membership.on_hello(peer, msg.boot_seq, msg.name, msg.address)

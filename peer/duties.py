@@ -257,8 +257,16 @@ class Duties:
             self.ctx.dirty = True
 
     def on_leave_request(self, peer: PeerId, msg: LeaveRequest) -> None:
-        self.leaving[peer] = msg.reason
-        self.ctx.dirty = True
+        state = self.core.replica.state
+        if state is not None and peer in state.view.members:
+            self.leaving[peer] = msg.reason
+            self.ctx.dirty = True
+
+    def greet(self, peer: PeerId) -> None:
+        """A new link: what its other end asked for before is void, what we ask for is not."""
+        self.leaving.pop(peer, None)
+        if self.ctx.me in self.leaving:
+            self.ctx.send(peer, LeaveRequest(self.leaving[self.ctx.me][:1000]))
 
     def _take_leave(self, state: LogState, reachable: set[PeerId]) -> None:
         if self.ctx.me not in self.leaving:

@@ -28,6 +28,7 @@ SMALL = 32
 """In a mesh up to this size news goes to everybody at once; above, to some, who pass it on."""
 FANOUT = 6
 MAX_HEALTH = 3
+BURST_S = 0.1
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ class Membership:
         self._seq = 0
         self._probe_at = 0.0
         self._news: dict[PeerId, int] = {}
+        self._flush_at = 0.0
         self._suspects: set[PeerId] = set()
 
     # -------------------------------------------------------------- opinions
@@ -173,6 +175,8 @@ class Membership:
         times = [self._probe_at]
         times += [one.deadline for one in self._asked.values()]
         times += [self.members[peer].deadline for peer in self._suspects]
+        if self._news:
+            times.append(self._flush_at)
         return min(min(times), self.dialling.next_timer())
 
     def tick(self, late_s: float) -> None:
@@ -196,8 +200,6 @@ class Membership:
             self._next_probe()
             for peer in sorted(self._suspects):
                 self._probe(peer, self.members[peer])
-            if len(self.members) > SMALL:
-                self.flush()
 
     def _next_probe(self) -> None:
         for _ in range(len(self._order)):
@@ -354,6 +356,9 @@ class Membership:
         if not self._news or not self.ctx.links:
             self._news = self._news if self.ctx.links else {}
             return
+        if self.ctx.now < self._flush_at:
+            return  # what comes in a burst goes out together
+        self._flush_at = self.ctx.now + BURST_S
         linked = sorted(self.ctx.links)
         payload = Gossip(tuple(self._update(peer) for peer in self._news))
         if len(linked) <= SMALL:

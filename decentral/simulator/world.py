@@ -100,8 +100,16 @@ class Node:
         self._timer = -1.0
         self.execute(self.core.start(world.now, found))
         self.trainer.boot(self.checkpoint)
-        for peer in entries:
-            world.network.dial(self, peer)
+        self._knock(self.life, entries)
+
+    def _knock(self, life: int, entries: tuple[PeerId, ...]) -> None:
+        """Try the addresses of the invite until there is a link, as the runtime does."""
+        if self.life != life or not entries:
+            return
+        if not any(self.peer in pair for pair in self.world.network.links):
+            for peer in entries:
+                self.world.network.dial(self, peer)
+            self.world.after(3.0, self._knock, life, entries)
 
     def crash(self) -> None:
         """The process dies at once (SIGKILL, power): only what is on disk stays."""
