@@ -1,10 +1,10 @@
 """What the small machines of one peer share: its identity, its links, its outbox.
 
-    membership ─┐
-    views ──────┤
-    forks ──────┼──▶ Context.out ──▶ the list of actions that `PeerCore.handle` returns
-    rounds ─────┤
-    join ───────┘
+membership ─┐
+views ──────┤
+forks ──────┼──▶ Context.out ──▶ the list of actions that `PeerCore.handle` returns
+rounds ─────┤
+join ───────┘
 """
 
 from __future__ import annotations

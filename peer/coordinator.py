@@ -161,7 +161,9 @@ class Coordinator:
             if state.ledger.allows(one):
                 contributions.append(one)
             else:
-                says = f"{self.ctx.called(peer)} used samples that are not leased to it: not counted."
+                says = (
+                    f"{self.ctx.called(peer)} used samples that are not leased to it: not counted."
+                )
                 self.ctx.fault("bad-lease", peer, says)
         # Unique among rival coordinators of this view, and above whatever anybody has seen.
         size = len(members)
@@ -252,9 +254,7 @@ class Coordinator:
                 self._blames[msg.suspect] += 1
             self._fail(f"{self.ctx.called(peer)}: {msg.says}")
 
-    def _attempt_of(
-        self, peer: PeerId, lineage: str, number: int, attempt: int
-    ) -> _Attempt | None:
+    def _attempt_of(self, peer: PeerId, lineage: str, number: int, attempt: int) -> _Attempt | None:
         mine = self.attempt
         if mine is None or lineage != self.replica.lineage or peer not in mine.participants:
             return None

@@ -1,8 +1,8 @@
 """The sans-IO peer: events in, actions out; no sockets, clocks, threads, or randomness of its own.
 
-    event ──▶ handle ──▶ the machine it concerns (membership, views, forks, rounds, join)
-                    └──▶ duties: what the state now calls for (a view change, an attempt, …)
-                    └──▶ actions, in the order in which they must be executed
+event ──▶ handle ──▶ the machine it concerns (membership, views, forks, rounds, join)
+                └──▶ duties: what the state now calls for (a view change, an attempt, …)
+                └──▶ actions, in the order in which they must be executed
 """
 
 from __future__ import annotations
@@ -262,6 +262,7 @@ class PeerCore:
             # The founder's initial state is the run's round 0.
             self.replica.found(root)
         self.rounds.on_state_held(number, root)
+        self.join.ask_at = 0.0
 
     # -------------------------------------------------------------- links
 
@@ -327,7 +328,13 @@ class PeerCore:
             self.duties.greet(peer)
         if first or (known is not None and msg.boot_seq != known.boot_seq):
             self.coordination.forget(peer)
-            self.membership.on_hello(peer, msg.boot_seq, msg.name, msg.address)
+            self.membership.on_hello(
+                peer,
+                msg.boot_seq,
+                msg.name,
+                msg.address,
+                newcomer=not msg.member or msg.lineage != self.replica.lineage,
+            )
         peering.hello_at = self.ctx.now
         self.ctx.changed()
         if msg.member and msg.lineage:
@@ -368,7 +375,7 @@ class PeerCore:
                 self.duties.view_changed(slot, before, after)
         self.duties.moved()
         if self.replica.member:
-            self.join.spread()
+            self.join.spread(before.view.members)
 
     def installed(self, before: LogState | None, after: LogState) -> None:
         """Replica's hook: a whole state in place of entries."""

@@ -27,6 +27,7 @@ UNTOLD_S = 3.0
 FAREWELL_S = 2.0
 """A leaver waits this long for the others to know before it goes."""
 REVIEW_S = 0.25
+IDLE_S = 1.0
 MEET_S = 2.0
 
 
@@ -115,7 +116,7 @@ class Duties:
         core, ctx = self.core, self.ctx
         state = core.replica.state
         if ctx.now >= self._review_at:
-            self._review_at = ctx.now + ctx.jitter(REVIEW_S)
+            self._review_at = ctx.now + ctx.jitter(REVIEW_S if self._pending() else IDLE_S)
         self._farewell()
         if self._left:
             return
@@ -208,9 +209,7 @@ class Duties:
             return None
         says = [f"{self.ctx.called(peer)} {why}" for peer, why in reasons.items()]
         says += [f"{self.ctx.called(peer)} joins" for peer in joiners]
-        view = View(
-            lineage=state.view.lineage, epoch=state.view.epoch + 1, members=members
-        )
+        view = View(lineage=state.view.lineage, epoch=state.view.epoch + 1, members=members)
         return ViewEntry(view=view, reason="; ".join(says)[:1000])
 
     def _note_unlinked(self, unlinked: tuple[PeerId, ...]) -> None:
@@ -273,10 +272,7 @@ class Duties:
             return
         if state.view.members == (self.ctx.me,):
             self._go("left as the last member; the run can go on from this peer's disk")
-        elif (
-            len(reachable) < state.view.majority
-            and self.ctx.now - self._leave_since > FAREWELL_S
-        ):
+        elif len(reachable) < state.view.majority and self.ctx.now - self._leave_since > FAREWELL_S:
             self._go("left without agreement: a majority of the members cannot be reached")
 
     def _go(self, says: str) -> None:
@@ -329,5 +325,21 @@ class Duties:
     # -------------------------------------------------------------- time
 
     def next_timer(self) -> float:
-        """Most waiting is done by looking again after a while."""
+        """Most waiting is done by looking again after a while, soon if something is afoot."""
+        if self._pending():
+            self._review_at = min(self._review_at, self.ctx.now + REVIEW_S)
         return self._review_at
+
+    def _pending(self) -> bool:
+        core = self.core
+        state = core.replica.state
+        return (
+            state is None
+            or not core.replica.member
+            or self._any_dead
+            or bool(self._unlinked_at)
+            or bool(self.leaving)
+            or core.replica.votes.accepted != NO_BALLOT
+            or len(self._reachable) != len(state.view.members)
+            or bool(core.coordination.evict)
+        )

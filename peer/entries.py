@@ -94,8 +94,7 @@ def decode_entry(payload: bytes) -> Entry:
         case "b":
             _, number, root = row(raw, 3)
             return RollbackEntry(round=take_integer(number), state_root=_take_root(root))
-        case _:
-            bad("a log entry of unknown type")
+    bad("a log entry of unknown type")
 
 
 def take_value(raw: Any) -> bytes:

@@ -29,9 +29,7 @@ class Kind:
 
     __slots__ = ("put", "take")
 
-    def __init__(
-        self, take: Callable[[Any], Any], put: Callable[[Any], Any] | None = None
-    ) -> None:
+    def __init__(self, take: Callable[[Any], Any], put: Callable[[Any], Any] | None = None) -> None:
         self.take = take
         self.put = put
 
@@ -172,7 +170,5 @@ Hash = Annotated[bytes, Kind(bytes_of(32, 32))]
 HashOrNone = Annotated[bytes, Kind(lambda raw: b"" if raw == b"" else bytes_of(32, 32)(raw))]
 Boot = Annotated[bytes, Kind(bytes_of(8, 32))]
 Ranges = Annotated[tuple[Range, ...], Kind(take_ranges, put_ranges)]
-Contributions = Annotated[
-    tuple[Contribution, ...], Kind(take_contributions, put_contributions)
-]
+Contributions = Annotated[tuple[Contribution, ...], Kind(take_contributions, put_contributions)]
 Vote = Annotated[Ballot, Kind(_ballot, list)]

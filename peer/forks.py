@@ -107,9 +107,7 @@ class Forks:
         keep = ballot != NO_BALLOT and isinstance(decode_entry(carried), RoundEntry | RollbackEntry)
         if keep:
             base = apply(base, decode_entry(carried))
-        view = View(
-            lineage=base.view.lineage, epoch=base.view.epoch + 1, members=self._survivors
-        )
+        view = View(lineage=base.view.lineage, epoch=base.view.epoch + 1, members=self._survivors)
         entry = ViewEntry(view=view, reason="fork: the others cannot be reached")
         self._values = (carried if keep else b"", encode_entry(entry))
         ask = ForkAccept(state.view.lineage, state.slot, self._ballot, *self._values)

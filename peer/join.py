@@ -26,6 +26,7 @@ ASK_AGAIN_S = 1.0
 GIVE_UP_S = 10.0
 """A deposed member goes back to its own lineage when nobody of a better one is left so long."""
 FORGET_S = 5.0
+PATIENCE_ROUNDS = 8
 
 
 class Join:
@@ -47,6 +48,7 @@ class Join:
         self._asked: tuple[str, int] = ("", 0)
         self._via: PeerId | None = None
         self._alone_since: float | None = None
+        self._first_round: dict[PeerId, int] = {}
         self._ready: dict[PeerId, tuple[str, int, bytes, float]] = {}
         self.waiting: dict[PeerId, float] = {}
         """Joiners that have asked this member lately."""
@@ -138,9 +140,9 @@ class Join:
         if mine is not None and same and theirs.slot < mine.slot:
             return
         standing = (theirs.samples, theirs.view.lineage, theirs.ancestry)
-        if mine is not None and not same and not beats(standing, self.replica.standing()):
-            if self.replica.member or self.replica.deposed:
-                return
+        kept = self.replica.member or self.replica.deposed
+        if kept and not same and not beats(standing, self.replica.standing()):
+            return
         if self._asked[0] != theirs.view.lineage:
             self._asked = (theirs.view.lineage, theirs.slot)
         self._via = msg.coordinator
@@ -187,7 +189,8 @@ class Join:
         state = self.replica.state
         if state is None or not self.replica.member:
             return
-        self.waiting[peer] = self.ctx.now
+        if peer not in state.view.members:
+            self.waiting[peer] = self.ctx.now
         if msg.lineage != state.view.lineage or msg.slot != state.slot:
             self.replica.send_snapshot(peer, self.coordinator())
 
@@ -197,31 +200,50 @@ class Join:
             return
         if self.coordinator() != self.ctx.me:
             self.replica.send_snapshot(peer, self.coordinator())
-        elif (msg.lineage, msg.round, msg.root) == (state.view.lineage, state.round, state.root):
+            return
+        if msg.lineage == state.view.lineage and self._committed(state, msg.round, msg.root):
             self._ready[peer] = (msg.lineage, msg.round, msg.root, self.ctx.now)
+            self._first_round.setdefault(peer, state.round)
             self.ctx.dirty = True
-        else:
+        if msg.round != state.round:
             self.replica.send_snapshot(peer, self.ctx.me)
 
+    @staticmethod
+    def _committed(state: LogState, number: int, root: bytes) -> bool:
+        return (number, root) == (state.round, state.root) or any(
+            (number, root) == (one.round, one.root) for one in state.history
+        )
+
+    def _close_enough(self, state: LogState, peer: PeerId, number: int) -> bool:
+        """At the current round, or, once that has proved too fast to catch, one behind; whoever
+        has waited for long is let in with what it has, and the next round waits for it."""
+        waited = state.round - self._first_round.get(peer, state.round)
+        behind = state.round - number
+        return behind == 0 or (behind == 1 and waited >= 1) or waited >= PATIENCE_ROUNDS
+
     def newcomers(self, state: LogState) -> list[PeerId]:
-        """Who is at the current state and may enter the view now."""
-        now, current = self.ctx.now, (state.view.lineage, state.round, state.root)
+        """Who holds a recent enough state and may enter the view now."""
+        now = self.ctx.now
         return sorted(
             peer
-            for peer, (*stands, at) in self._ready.items()
-            if tuple(stands) == current
+            for peer, (lineage, number, root, at) in self._ready.items()
+            if lineage == state.view.lineage
+            and self._committed(state, number, root)
+            and self._close_enough(state, peer, number)
             and now - at < FORGET_S
             and peer in self.ctx.links
             and peer not in state.view.members
             and self.membership.state(peer) in (ALIVE, SUSPECT)
         )
 
-    def spread(self) -> None:
+    def spread(self, before: tuple[PeerId, ...]) -> None:
         """The log has moved: those who wait outside should know at once."""
         now = self.ctx.now
         self.waiting = {p: at for p, at in self.waiting.items() if now - at < FORGET_S}
         state = self.replica.state
         for peer in self.waiting:
+            if peer in before:
+                continue  # a member: it gets the entry itself
             self.replica.send_snapshot(peer, self.coordinator())
             peering = self.ctx.links.get(peer)
             if peering is not None:
@@ -229,3 +251,4 @@ class Join:
         if state is not None:
             self.waiting = {p: at for p, at in self.waiting.items() if p not in state.view.members}
             self._ready = {p: one for p, one in self._ready.items() if p in self.waiting}
+            self._first_round = {p: n for p, n in self._first_round.items() if p in self.waiting}

@@ -117,7 +117,9 @@ class Membership:
 
     # -------------------------------------------------------------- links
 
-    def on_hello(self, peer: PeerId, boot_seq: int, name: str, address: str) -> None:
+    def on_hello(
+        self, peer: PeerId, boot_seq: int, name: str, address: str, *, newcomer: bool
+    ) -> None:
         """A link's other end said who it is: that it lives, and since which start."""
         one = self.learn(peer, name, address)
         self.dialling.enough(peer)
@@ -126,8 +128,13 @@ class Membership:
             self._set(peer, one, ALIVE)
         elif one.state in (SUSPECT, DEAD):
             self._probe(peer, one)
-        updates = tuple(self._update(other) for other in self.members if other != peer)
-        self.ctx.send(peer, Gossip(updates), urgent=False)
+        updates = tuple(
+            self._update(other)
+            for other, known in self.members.items()
+            if other != peer and (newcomer or known.state != ALIVE)
+        )
+        if updates:
+            self.ctx.send(peer, Gossip(updates), urgent=False)
 
     def on_link_down(self, peer: PeerId, closed: bool) -> None:
         one = self.learn(peer, "", "")

@@ -275,7 +275,12 @@ class FetchState:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """This peer is a member now (again). Entries committed before are not delivered any more."""
+    """This peer is a member now, or again, or it has missed entries that nobody keeps any more.
+
+    Entries committed before are not delivered: whatever work the trainer has not seen counted is
+    void, because one of them may have counted it (I6). A FetchState follows where the trainer
+    does not hold the state of `round`.
+    """
 
     view: View
     round: int

@@ -34,9 +34,7 @@ class Hooks(Protocol):
     def installed(self, before: LogState | None, after: LogState) -> None: ...
 
 
-def beats(
-    one: tuple[int, str, tuple[str, ...]], other: tuple[int, str, tuple[str, ...]]
-) -> bool:
+def beats(one: tuple[int, str, tuple[str, ...]], other: tuple[int, str, tuple[str, ...]]) -> bool:
     """Whether lineage `one` (samples, id, ancestry) wins over `other`: more committed samples,
     then the one that came from the other, then the id."""
     if one[1] == other[1]:

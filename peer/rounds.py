@@ -194,9 +194,10 @@ class Rounds:
 
     def on_abort(self, msg: Abort) -> None:
         running = self.running
-        if msg.lineage == self.replica.lineage and running is not None:
-            if (running.round, running.attempt) == (msg.round, msg.attempt):
-                self.abort(msg.says)
+        if running is None or msg.lineage != self.replica.lineage:
+            return
+        if (running.round, running.attempt) == (msg.round, msg.attempt):
+            self.abort(msg.says)
 
     def abort(self, says: str) -> None:
         """Call the running attempt off here."""

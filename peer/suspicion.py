@@ -1,7 +1,7 @@
 """How long a suspect has to refute: Lifeguard's formula.
 
-    least ──────────────────────────────── most      no confirmation: wait `most`
-      ▲ shrinks with log(confirmations) ◀──┘         as many as expected: `least`
+least ──────────────────────────────── most      no confirmation: wait `most`
+  ▲ shrinks with log(confirmations) ◀──┘         as many as expected: `least`
 """
 
 from __future__ import annotations

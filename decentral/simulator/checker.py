@@ -1,7 +1,7 @@
 """What must never happen, checked at every commit and every vote.
 
-    one value per (lineage, slot); I1 one root per committed round; I2 no acknowledged round lost;
-    I6 no work counted twice; I7 no sample counted twice; a vote on the wire is on the disk
+one value per (lineage, slot); I1 one root per committed round; I2 no acknowledged round lost;
+I6 no work counted twice; I7 no sample counted twice; a vote on the wire is on the disk
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Links between simulated peers: ordered and reliable while up, cut by partitions and deaths.
 
-    partition shorter than SILENCE_S    messages wait in the link and arrive late
-    longer                              both ends see a silent LinkDown, what waited is lost
-    process dies                        the other end sees a closed LinkDown one latency later
+partition shorter than SILENCE_S    messages wait in the link and arrive late
+longer                              both ends see a silent LinkDown, what waited is lost
+process dies                        the other end sees a closed LinkDown one latency later
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Link:
     lives: tuple[int, int]
     latency_s: float
     open: bool = True
+    flushing: bool = False
+    """Closed in good order: what was sent before still arrives."""
     arrives: dict[PeerId, float] = field(default_factory=dict)
     held: list[tuple[Node, Node, bytes]] = field(default_factory=list)
     silent_since: float | None = None
@@ -141,6 +143,7 @@ class Network:
     def close(self, node: Node, peer: PeerId, says: str) -> None:
         link = self.links.get(frozenset((node.peer, peer)))
         if link is not None:
+            link.flushing = True
             self._drop(link, closed_for=(link.other(node),), says=says)
 
     def reset(self, link: Link) -> None:
@@ -158,6 +161,7 @@ class Network:
             closed = end in closed_for
             soon = closed or link.silent_since is not None or says != "closed"
             wait_s = link.latency_s if soon else SILENCE_S
+            wait_s = max(wait_s, link.arrives.get(end.peer, 0.0) - self.world.now)
             self.world.after(wait_s, self._down, link, end, closed, says)
         self.world.reduces.broken(link.ends[0].peer, link.ends[1].peer)
 
@@ -187,7 +191,7 @@ class Network:
         # What a dead process has put on the wire still arrives, unless the link broke.
         if to.life != link.life(to):
             return
-        if link.open:
+        if link.open or link.flushing:
             if link.silent_since is not None:
                 link.held.append((sender, to, payload))
             else:
@@ -208,6 +212,4 @@ class Network:
             return
         if probe.suspected_incarnation >= to.incarnation:
             to.incarnation = probe.suspected_incarnation + 1
-        sender.deliver(
-            ProbeAcked(to.peer, probe.seq, to.incarnation, to.trainer.progress())
-        )
+        sender.deliver(ProbeAcked(to.peer, probe.seq, to.incarnation, to.trainer.progress()))

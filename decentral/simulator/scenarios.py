@@ -1,6 +1,6 @@
 """What happens to the peers: schedules of faults, all drawn from the seed.
 
-    0 s ── everybody joins ── faults for most of the time ── all heals ── quiet ── checks
+0 s ── everybody joins ── faults for most of the time ── all heals ── quiet ── checks
 """
 
 from __future__ import annotations

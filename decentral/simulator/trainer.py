@@ -181,6 +181,7 @@ class Trainer:
             case Joined(_, number, leases):
                 self.member = True
                 self.leases = leases
+                self.work = self.reducing = self.outcome = None
                 if self.held is not None and self.held[0] == number:
                     self._compute()
             case Evicted():
@@ -268,9 +269,7 @@ class Trainer:
         self.outcome = (number, attempt, root)
         self.node.deliver(Reduced(number, attempt, root))
 
-    def reduce_failed(
-        self, key: tuple[object, ...], suspect: PeerId | None, says: str
-    ) -> None:
+    def reduce_failed(self, key: tuple[object, ...], suspect: PeerId | None, says: str) -> None:
         if self.reducing is not None and self.reducing == key[1:3] and self.outcome is None:
             number, attempt = self.reducing
             self.reducing = None
