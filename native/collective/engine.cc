@@ -180,10 +180,9 @@ class EngineImpl final : public Engine {
   void HeardReady(const PeerId& from, const OpKey& key, const ReadyFrame& ready) {
     const auto op = ByKey(key);
     if (!op) {
-      // Whoever missed our abort hears of it now; else it is ahead of us.
       const Error* outcome = finished_.Find(key);
-      if (outcome != nullptr && *outcome) return TellAbort(from, key, *outcome);
-      early_ready_.Put({key, from}, ready);
+      if (outcome == nullptr) return early_ready_.Put({key, from}, ready);  // it is ahead of us
+      if (*outcome) TellAbort(from, key, *outcome);                         // it missed our abort
       return;
     }
     const int rank = op->rank_of(from);
@@ -195,8 +194,8 @@ class EngineImpl final : public Engine {
                 from));
     }
     const auto member = static_cast<uint32_t>(rank);
-    if (op->awaits_ready(member)) return op->OnReady(member, ready);
-    if (op->sends_to(member)) return early_ready_.Put({key, from}, ready);
+    if (op->expects(member, ready.ticket)) return op->OnReady(member, ready);
+    if (op->sends_to(member)) return;  // a name used twice; it will be said again
     op->Fail(Error(ErrorKind::kMismatch, "start",
                    ShortName(from) + " waits for data that the plan of " +
                        ShortName(context_.self) + " does not send.",

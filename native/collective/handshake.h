@@ -1,6 +1,7 @@
 // What members of an operation tell each other on the control stream. Payloads, little-endian:
 //
-//   kOpReady, flags 0: "I have started; send me my chunks" (receiver to each of its senders)
+//   kOpReady, flags 0: "I have started; send me my chunks" (receiver to each of its senders, and
+//   again as a sign of life)
 //      0 u32 ticket        goes into the upper half of every chunk's sequence: a chunk of an
 //                          operation that is over, whatever its key, finds no buffer
 //      4 u32 granted       the sender may send chunks with sequence < granted
@@ -12,7 +13,7 @@
 //     32 u8[32] SHA-256 of the members' ids in rank order
 //     64 u8[32] SHA-256 of the segments
 //
-//   kOpReady, flags 1: "I am still at it" (any neighbour, once in a while)
+//   kOpReady, flags 1: "go on" or "I am still at it" (to any neighbour)
 //      0 u32 ticket        of the kOpReady that this extends; 0: none
 //      4 u32 granted
 //

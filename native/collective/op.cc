@@ -135,11 +135,7 @@ void OpImpl::Start(uint32_t serial) {
   for (const uint32_t rank : neighbours_) {
     if (!running()) return;
     context_.transport.WantStreams(spec_.members[rank]);
-    if (recv_[rank].steps.empty()) continue;
-    ReadyFrame ready = ours_;
-    ready.ticket = serial_;
-    ready.granted = static_cast<uint32_t>(recv_[rank].granted);
-    SendControl(rank, FrameType::kOpReady, kReadyFlag, EncodeReady(ready));
+    if (!recv_[rank].steps.empty()) SendReady(rank);
   }
   for (const uint32_t rank : neighbours_) {
     const int streams = context_.transport.Streams(spec_.members[rank]);
@@ -150,6 +146,7 @@ void OpImpl::Start(uint32_t serial) {
 
 void OpImpl::OnReady(uint32_t rank, const ReadyFrame& theirs) {
   if (!running()) return;
+  if (send_[rank].ready) return OnProgress(rank, {theirs.ticket, theirs.granted});
   Heard(rank);
   const std::string difference = Difference(theirs, ours_, context_.self);
   if (!difference.empty()) {

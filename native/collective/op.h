@@ -75,8 +75,10 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   OpKey key() const { return {spec_.round, spec_.attempt, spec_.tag}; }
   uint32_t serial() const { return serial_; }
   bool running() const { return state_ == State::kRunning; }
-  bool awaits_ready(uint32_t rank) const {
-    return !send_[rank].steps.empty() && !send_[rank].ready;
+  // A word with this ticket belongs to this run of the operation: the first one, or a repetition.
+  bool expects(uint32_t rank, uint32_t ticket) const {
+    const SendLane& lane = send_[rank];
+    return !lane.steps.empty() && (!lane.ready || lane.ticket == ticket);
   }
   bool sends_to(uint32_t rank) const { return !send_[rank].steps.empty(); }
   // The transport holds nothing of ours.
@@ -150,6 +152,8 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   void SendControl(uint32_t rank, FrameType type, uint8_t flags, const std::string& payload);
 
   // op_watch.cc
+  void SendSign(uint32_t rank);
+  void SendReady(uint32_t rank);
   void SendProgress(uint32_t rank);
   bool WaitsFor(uint32_t rank) const;
   void Heard(uint32_t rank);

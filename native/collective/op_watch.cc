@@ -38,7 +38,7 @@ void OpImpl::Tick() {
                 Tell::kEverybody);
   }
   for (const uint32_t rank : neighbours_) {
-    if (now - spoke_ms_[rank] >= spec_.silence_limit_ms / 5) SendProgress(rank);
+    if (now - spoke_ms_[rank] >= spec_.silence_limit_ms / 5) SendSign(rank);
   }
 }
 
@@ -66,6 +66,20 @@ std::string OpImpl::Phase() const {
   }
   if (!started) return "start";
   return reduces_left_ > 0 || partials_left ? "reduce-scatter" : "all-gather";
+}
+
+// A sign of life. To those who send to us it is the permission once more: the first one may have
+// come before the other end was able to hear it.
+void OpImpl::SendSign(uint32_t rank) {
+  if (recv_[rank].steps.empty()) return SendProgress(rank);
+  SendReady(rank);
+}
+
+void OpImpl::SendReady(uint32_t rank) {
+  ReadyFrame ready = ours_;
+  ready.ticket = serial_;
+  ready.granted = static_cast<uint32_t>(recv_[rank].granted);
+  SendControl(rank, FrameType::kOpReady, kReadyFlag, EncodeReady(ready));
 }
 
 void OpImpl::SendProgress(uint32_t rank) {

@@ -42,6 +42,22 @@ TEST(a_late_starter_holds_nobody_up_for_good) {
   CheckResult(c);
 }
 
+TEST(words_that_get_lost_are_said_again) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Setup s{.n = 3, .count = 5000, .seed = seed};
+    s.planner = seed % 2 ? Ring : Butterfly;
+    Cluster c(s);
+    c.BeginAll();
+    for (int i = 0; i < 3; ++i) c.world.at(i).deaf = true;
+    const int64_t start = c.world.now_ms();
+    while (c.world.now_ms() < start + 500) CHECK(c.world.Step());
+    for (int i = 0; i < 3; ++i) c.world.at(i).deaf = false;
+    c.Run();
+    CHECK(c.world.now_ms() < start + 3000);
+    CheckResult(c);
+  }
+}
+
 TEST(members_that_disagree_are_told) {
   for (int what = 0; what < 4; ++what) {
     for (uint64_t seed = 1; seed <= 10; ++seed) {

@@ -43,6 +43,7 @@ class FakeTransport final : public BulkTransport {
 
   BulkHandler* handler = nullptr;
   bool frozen = false;                       // SIGSTOP: nothing of ours happens
+  bool deaf = false;                         // control frames to us are lost
   uint64_t sent_chunks = 0, sent_bytes = 0;  // what really left
 
  private:
@@ -191,7 +192,7 @@ inline void FakeTransport::Send(const PeerId& to, int stream, const FrameHeader&
 inline void FakeTransport::SendControl(const PeerId& to, const FrameHeader& header,
                                        const void* payload) {
   const int other = FakeWorld::Index(to);
-  if (!world_.alive_[other] || !world_.alive_[index_]) return;
+  if (!world_.alive_[other] || !world_.alive_[index_] || world_.at(other).deaf) return;
   const auto* bytes = static_cast<const uint8_t*>(payload);
   FakeTransport& peer = world_.at(other);
   std::lock_guard lock(peer.mutex_);
