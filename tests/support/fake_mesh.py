@@ -212,7 +212,7 @@ class Cluster:
             if len(self._present) < len(self.meshes):
                 return
             assert self._state is not None, "somebody founds the run"
-            for m in self._present:
+            for m in self.meshes:
                 self._grant(m)
                 m.order(Joined(self.view, self._state.round))
                 if m.initial is None and m.resumed is None:
@@ -283,7 +283,7 @@ class Cluster:
         self._exchanges.clear()
         self.leave_out = frozenset()
         used = {c.peer: c.leases for c in contributions}
-        for mesh in self._present:
+        for mesh in self.meshes:  # in rank order, so that leases do not depend on timing
             if mesh.me in used:
                 self.leases[mesh.me] = subtract(self.leases[mesh.me], used[mesh.me])
                 self._grant(mesh)
