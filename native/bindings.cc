@@ -8,6 +8,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -145,7 +146,12 @@ class PyEngine;
 
 class PyEndpoint {
  public:
-  explicit PyEndpoint(EndpointOptions options) : endpoint_(std::make_unique<Endpoint>(options)) {}
+  // The engine is there from the start: a faster peer's kOpReady may come before our first call.
+  explicit PyEndpoint(EndpointOptions options)
+      : endpoint_(std::make_unique<Endpoint>(options)),
+        engine_(Engine::Create(endpoint_->bulk(), endpoint_->id())) {
+    endpoint_->SetBulkHandler(engine_.get());
+  }
   ~PyEndpoint() { Close(); }
 
   Endpoint& get() {
@@ -164,12 +170,7 @@ class PyEndpoint {
     lent_->Reap();
   }
   Engine& engine() {
-    if (!engine_) {
-      engine_ = Engine::Create(get().bulk(), get().id());
-      Engine* engine = engine_.get();
-      nb::gil_scoped_release release;
-      endpoint_->SetBulkHandler(engine);
-    }
+    get();
     return *engine_;
   }
 
@@ -299,11 +300,11 @@ void SameSize(std::initializer_list<size_t> sizes) {
   }
 }
 
-nb::bytes PyLeafHashes(nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> bytes) {
+nb::bytes PyLeafHashes(nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> array) {
   std::vector<Hash256> leaves;
   {
     nb::gil_scoped_release release;
-    leaves = LeafHashes(bytes.data(), bytes.size());
+    leaves = LeafHashes(static_cast<const uint8_t*>(array.data()), array.nbytes());
   }
   return nb::bytes(reinterpret_cast<const char*>(leaves.data()), leaves.size() * sizeof(Hash256));
 }

@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ class Demo:
         from decentral import baselines, recipes  # imports torch
 
         recipe = recipes.load("gpt")
-        steps = self.rounds * recipe.sync_every
+        steps = self.rounds * recipe.build(0).strategy.sync_every
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -172,17 +173,25 @@ class Demo:
         ) as progress:
             alone = progress.add_task("one peer alone", total=steps)
             parallel = progress.add_task("data-parallel", total=steps)
-            self.baselines["single"] = baselines.single(
-                recipe, steps, progress=lambda done: progress.update(alone, completed=done)
-            )
-            self.baselines["data_parallel"] = baselines.data_parallel(
-                recipe, steps, PEERS, progress=lambda done: progress.update(parallel, completed=done)
-            )
+
+
+            def alone_done(step: int, _loss: float) -> None:
+                progress.update(alone, completed=step)
+
+            def parallel_done(step: int, _loss: float) -> None:
+                progress.update(parallel, completed=step)
+
+            one = baselines.single(recipe, steps, progress=alone_done)
+            many = baselines.data_parallel(recipe, steps, PEERS, progress=parallel_done)
+        self.baselines = {"single": asdict(one), "data_parallel": asdict(many)}
 
     # ------------------------------------------------------------------------------ the report
 
     def report(self) -> dict[str, Any]:
-        done = {peer.name: peer.events("done")[-1] for peer in self.alive()}
+        done = {
+            peer.name: {**(peer.last("round") or {}), **peer.events("done")[-1]}
+            for peer in self.alive()
+        }
         hashes = {event["state_hash"] for event in done.values()}
         equal = len(hashes) == 1
         committed = max(event["round"] for event in done.values())
@@ -228,17 +237,17 @@ def show(report: dict[str, Any], console: Console) -> None:
         "data_parallel": "data-parallel (same steps, same tokens)",
     }
     for key, baseline in report["baselines"].items():
-        sent = baseline.get("bytes_sent_per_peer")
+        sent = baseline["bytes_per_peer"]
         table.add_row(
             names[key],
-            f"{baseline['val_loss']:.4f}",
+            f"{baseline['loss']:.4f}",
             f"{sent / 2**20:.1f} MiB (computed)" if sent else "–",
             "–",
         )
     console.print(table)
     parallel = report["baselines"].get("data_parallel")
     if parallel:
-        factor = parallel["bytes_sent_per_peer"] / max(1, report["bytes_sent_per_peer"])
+        factor = parallel["bytes_per_peer"] / max(1, report["bytes_sent_per_peer"])
         console.print(
             f"Each peer sent {factor:.1f}× fewer bytes than fp32 data-parallel would have "
             "(a ring over the same peers, computed; ours counted on the wire, with control)."

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from decentral.control_client import homes_root
 from decentral.errors import DecentralError
 from decentral.types import short
+
+if TYPE_CHECKING:
+    from decentral.peer.runtime import Mesh
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=int, help="end the run after so many rounds (said by the first peer)"
     )
+    parser.add_argument("--seed", type=int, default=0, help="initial parameters, sample order")
     parser.add_argument(
         "--listen", default="0.0.0.0:0", metavar="HOST:PORT", help="default: any address and port"
     )
@@ -53,14 +56,11 @@ def run(args: argparse.Namespace) -> int:
     name, home = _name_and_home(args)
     say = _say_json if args.json else _Sayer()
 
-    from decentral.peer.runtime import MeshConfig
-    from decentral.recipes import load
-    from decentral.recipes.train import train
+    from decentral.peer.runtime import Mesh, MeshConfig
 
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        train(
-            load(args.recipe),
+        mesh = Mesh(
             MeshConfig(
                 home=home,
                 name=name,
@@ -71,9 +71,12 @@ def run(args: argparse.Namespace) -> int:
                 on_quorum_loss=args.on_quorum_loss,
                 quorum_timeout_s=args.quorum_timeout,
                 on_event=say,
-            ),
-            rounds=args.rounds,
+            )
         )
+        try:
+            _train(mesh, args)
+        finally:
+            mesh.close()
     except DecentralError as error:
         if args.json:
             fault = {"event": "fault", "kind": type(error).__name__, "peer": error.peer}
@@ -84,22 +87,43 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _train(mesh: Mesh, args: argparse.Namespace) -> None:
+    """Imports torch, which takes a while: by now the peer listens and has said so."""
+    from decentral.recipes import load
+    from decentral.recipes.train import run_options, train
+    from decentral.run import Run
+
+    recipe = load(args.recipe)
+    task = recipe.build(args.seed)
+    options = run_options(recipe, task, home=mesh.home.path, rounds=args.rounds, seed=args.seed)
+    founder = not args.join
+    with Run(mesh, task.model, task.optimizer, task.strategy, options, founder=founder) as run:
+        train(task, run)
+
+
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
 def _name_and_home(args: argparse.Namespace) -> tuple[str, Path]:
-    """Explicit beats default; by default the first home that no running peer uses."""
-    from decentral.peer.home import is_locked
+    """Explicit beats default. By default a run that is joined gets homes of its own, and a peer
+    takes the first one that no running peer uses: the same command goes on where it ended."""
+    from decentral.peer.home import default_home, is_locked
+    from decentral.peer.joinword import JoinWord
 
     if args.home is not None:
         return args.name or args.home.name or "peer", args.home
     if args.name is not None:
-        return args.name, homes_root() / args.name
+        return args.name, default_home(args.name)
+    stem = "peer"
+    if args.join:
+        word = JoinWord.parse(args.join[0])
+        run = word.invite.run.hex()[:8] if word.invite else word.addresses[0].replace(":", "-")
+        stem = f"run-{run}"
     number = 1
-    while is_locked(homes_root() / f"peer-{number}"):
+    while is_locked(default_home(f"{stem}-{number}")):
         number += 1
-    return f"peer-{number}", homes_root() / f"peer-{number}"
+    return f"peer-{number}", default_home(f"{stem}-{number}")
 
 
 def _say_json(event: Mapping[str, Any]) -> None:

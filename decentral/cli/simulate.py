@@ -22,5 +22,5 @@ def run(args: argparse.Namespace) -> int:
         seeds=args.seeds,
         seed=args.seed,
         scenario=args.scenario,
-        as_json=args.json,
+        json=args.json,
     )

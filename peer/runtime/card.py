@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,10 @@ from decentral.errors import ConfigError, SelfJoinError
 from decentral.peer.admission import Admission, Admitted, Hello, RunContext
 from decentral.peer.credential import RunAuthority, load_chain, run_label, save_chain, verify
 from decentral.peer.files import write_atomic
+from decentral.peer.home import Home
 from decentral.peer.identity import Identity
 from decentral.peer.joinword import Invite, JoinWord, mint_invite
 from decentral.types import PeerId
-
-_MAX_BOOK_BYTES = 1 << 20
 
 
 class MembershipCard:
@@ -23,7 +21,7 @@ class MembershipCard:
 
     def __init__(
         self,
-        home: Path,
+        home: Home,
         identity: Identity,
         name: str,
         *,
@@ -38,9 +36,9 @@ class MembershipCard:
         self._invite: Invite | None = next((w.invite for w in self._words if w.invite), None)
         self.context: RunContext | None = None
         self.made_run = False
-        self._book: dict[PeerId, tuple[str, ...]] = self._read_book()
+        self._book = home.read_address_book()
         now = time.time()
-        kept = home / "credential"
+        kept, is_open = home.credential, home.path / "open"
         if credential is not None:
             chain = load_chain(credential)
             verify(chain, chain[0].issuer, identity.public, now)
@@ -48,27 +46,29 @@ class MembershipCard:
         elif kept.exists():
             chain = load_chain(kept)
             self.context = RunContext(
-                authority=chain[0].issuer, chain=chain, open=(home / "open").exists()
+                authority=chain[0].issuer, chain=chain, open=is_open.exists()
             )
         if self._invite is not None:
             self._invite.check(now)
             if self.context is not None and self.context.run != self._invite.run:
                 raise ConfigError(
-                    f"{home} belongs to run {run_label(self.context.run)}, and the join word is "
+                    f"{home.path} belongs to run {run_label(self.context.run)}, and the join word is "
                     f"of run {run_label(self._invite.run)}: use another --home or --name"
                 )
             if self.context is None:
                 chain = self._invite.credential_for(identity.public, now=now)
                 save_chain(kept, chain)
+                came_with = next(word for word in self._words if word.invite)
+                write_atomic(home.join, came_with.text.encode())
                 self.context = RunContext(
                     authority=self._invite.authority, chain=chain, open=self._invite.open
                 )
         if self.context is None and not self._words:
-            authority = RunAuthority.load_or_create(home / "authority.key")
+            authority = RunAuthority.load_or_create(home.authority_key)
             chain = authority.issue(identity.public, now=now)
             save_chain(kept, chain)
             if open_run:
-                write_atomic(home / "open", b"this run admits anyone\n")
+                write_atomic(is_open, b"this run admits anyone\n")
             self.context = RunContext(authority=authority.public, chain=chain, open=open_run)
             self.made_run = True
 
@@ -86,19 +86,25 @@ class MembershipCard:
         return others
 
     def join_word(self) -> str:
-        """A word for newcomers: a fresh invite, or the one that we came with."""
+        """A word for newcomers: a fresh invite, or the one that we came with.
+
+        The run's maker signs with the authority's key: chains are short, and the shorter a
+        member's own is, the more generations it can invite.
+        """
         assert self.context is not None and self.addresses
-        plain = JoinWord(addresses=self.addresses)
+        signer, chain = self._me, self.context.chain
+        if self._home.authority_key.exists():
+            authority = RunAuthority.load_or_create(self._home.authority_key)
+            if authority.run == self.context.run:
+                signer, chain = authority.key, ()
         try:
-            invite = mint_invite(
-                self._me, self.context.chain, now=time.time(), open=self.context.open
-            )
+            invite = mint_invite(signer, chain, now=time.time(), open=self.context.open)
         except ConfigError:
-            if self._invite is None:
-                if self.context.open:
-                    return plain.text
-                raise
-            invite = self._invite
+            if self._home.join.exists():
+                return JoinWord.parse(self._home.join.read_text()).at(*self.addresses).text
+            if self.context.open:
+                return JoinWord(addresses=self.addresses).text
+            raise
         return JoinWord(addresses=self.addresses, invite=invite).text
 
     def admission(self, peer: PeerId, inbound: bool, exporter: bytes) -> Admission:
@@ -120,24 +126,10 @@ class MembershipCard:
             self.context = other.run
         if other.addresses:
             self._book[other.peer] = other.addresses
-            self._write_book()
+            self._home.write_address_book(self._book)
 
     # --------------------------------------------------------------------------- address book
 
     def address_book(self) -> dict[PeerId, tuple[str, ...]]:
         """Peers of this run that we have met, and where."""
         return dict(self._book)
-
-    def _read_book(self) -> dict[PeerId, tuple[str, ...]]:
-        path = self._home / "address_book.json"
-        try:
-            if path.stat().st_size > _MAX_BOOK_BYTES:
-                return {}
-            book = json.loads(path.read_text())
-            return {str(peer): tuple(map(str, addresses)) for peer, addresses in book.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
-            return {}  # a convenience: without it the join word still leads in
-
-    def _write_book(self) -> None:
-        path = self._home / "address_book.json"
-        write_atomic(path, json.dumps(self._book, indent=1).encode())

@@ -24,9 +24,10 @@ def parse_listen_address(text: str) -> tuple[str, int]:
 class MeshConfig:
     """Validated at construction."""
 
-    home: Path
-    """Identity, credential, durable record, address book, checkpoints, event log."""
-    name: str
+    home: Path | None = None
+    """Identity, credential, durable record, address book, checkpoints, event log. None: a
+    directory that goes with the process."""
+    name: str = "peer"
     """For people; unique names help them."""
     listen: str = "0.0.0.0:0"
     """HOST:PORT; port 0 takes a free one."""

@@ -7,9 +7,11 @@ except where it says so.
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from decentral import _native
@@ -40,19 +42,27 @@ class Mesh:
         """Raises ConfigError (home in use, port taken, papers that do not fit), DiskError."""
         self.config = config
         self.name = config.name
-        self.home = Home(config.home)
+        self._scratch = (
+            tempfile.TemporaryDirectory(prefix="decentral-") if config.home is None else None
+        )
+        self.home = Home(config.home or Path(self._scratch.name if self._scratch else ""))
         try:
             self._open()
         except BaseException:
-            self.home.close()
+            self._let_go()
             raise
+
+    def _let_go(self) -> None:
+        self.home.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def _open(self) -> None:
         config = self.config
-        identity = Identity.load_or_create(config.home / "identity.key")
+        identity = self.home.identity()
         self.me: PeerId = identity.peer_id
         self._card = MembershipCard(
-            config.home,
+            self.home,
             identity,
             config.name,
             join=config.join,
@@ -95,7 +105,7 @@ class Mesh:
     def _listen(self) -> int:
         """On the port asked for; if any will do, on the last one, so that others find us again."""
         host, port = parse_listen_address(self.config.listen)
-        kept = self.config.home / "port"
+        kept = self.home.path / "port"
         if port == 0:
             with suppress(OSError, ValueError, DecentralError):
                 port = self.native.listen(host, int(kept.read_text()))
@@ -111,7 +121,7 @@ class Mesh:
             self.config, self.home, identity, self.native, self._card, self.events, loop
         )
         self._control = ControlServer(
-            self.config.home,
+            self.home,
             {
                 "status": lambda request: status(node, self._shown),
                 "invite": lambda request: {"join": self._card.join_word()},
@@ -190,6 +200,11 @@ class Mesh:
     def stop(self, reason: str) -> None:
         self._loop.call(self._node.feed, protocol.Stop(reason))
 
+    @property
+    def run_id(self) -> bytes:
+        """32 bytes; empty while nobody has told a joiner of an open run."""
+        return self._card.run or b""
+
     def traffic(self) -> tuple[int, int]:
         counters = self.native.counters()
         return counters.bytes_sent, counters.bytes_received
@@ -220,7 +235,7 @@ class Mesh:
         self._loop.wait(self._shut())
         self.native.close()
         self._loop.stop()
-        self.home.close()
+        self._let_go()
 
     async def _shut(self) -> None:
         self._node.close()

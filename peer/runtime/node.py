@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from decentral import _native
-from decentral.errors import DecentralError, FingerprintError, RefusedError, StateError
+from decentral.errors import DecentralError, FingerprintError, RefusedError
 from decentral.peer import protocol
 from decentral.peer.admission import Admission, Admitted
 from decentral.peer.core import PeerCore
@@ -60,6 +60,7 @@ class Node:
         self._on_order: Callable[[Order], None] = lambda order: None
         self._core_config: dict[str, Any] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._started = False
         self._joining = False
         self._joined = False
         self._boot = secrets.token_bytes(8)
@@ -80,6 +81,7 @@ class Node:
     ) -> None:
         """Make the run (`initial` and no join word), go on with it, or join it."""
         self._on_order = on_order
+        self._started = True
         self._core_config = {"fingerprint": fingerprint, "lease_samples": lease_samples}
         self.transfers = Transfers(
             self.endpoint, self.links, schema, self._loop, self._state_fetched, self._fetch_failed
@@ -176,7 +178,7 @@ class Node:
         match action:
             case protocol.Committed(_, entry, view):
                 self._committed(entry, view)
-            case protocol.Joined(view, round_):
+            case protocol.Joined(view, round_, _):
                 self._set_view(view)
                 self.round = round_
                 self._joined, self._joining = True, False
@@ -186,6 +188,7 @@ class Node:
                     name=self.config.name,
                     epoch=view.epoch,
                     round=round_,
+                    state_hash=self.held.root.hex() if self.held else "",
                     members=len(view.members),
                 )
             case protocol.Evicted(says):
@@ -242,8 +245,10 @@ class Node:
         self._on_order(StateArrived(state))
 
     def _fetch_failed(self, error: DecentralError) -> None:
+        """A holder lied (named), or this model is not the run's (fatal). That a state is gone
+        because the run has moved on is no failure: the next one is fetched."""
         self.events.emit("fault", kind="state-fetch", peer=error.peer, says=error.says)
-        if isinstance(error, StateError) and not self._joined:
+        if isinstance(error, FingerprintError) and not self._joined:
             self._on_order(MeshFailed(error))
 
     # ------------------------------------------------------------- LinkUser: what links say
@@ -265,15 +270,18 @@ class Node:
             how="inbound" if link.inbound else "dialled",
         )
         self.card.admitted(admitted)
+        if self.transfers is not None:
+            self.transfers.holder_up(link.peer)
         if self.core is None:
-            self._make_core(None)  # the run is known now; feeds this link too
+            if self._started:
+                self._make_core(None)  # the run is known now; feeds this link too
         else:
             self.feed(protocol.LinkUp(link.peer, link.name, ",".join(link.addresses)))
 
     def link_down(self, peer: PeerId, closed: bool, says: str) -> None:
         self.events.emit("link", peer=peer, state="down", says=says)
         if self.transfers is not None:
-            self.transfers.holder_down(peer)
+            self.transfers.peer_down(peer)
         if self._joining and self.core is not None and not self.links.all():
             self._on_order(MeshFailed(RefusedError(says, peer=peer, phase="join")))
         self.feed(protocol.LinkDown(peer, closed, says))
@@ -310,6 +318,8 @@ class Node:
 
     def close(self) -> None:
         self._closed = True
+        if self.transfers is not None:
+            self.transfers.close()
         self._loop.remove_reader(self.endpoint.event_fd)
         if self._timer is not None:
             self._timer.cancel()

@@ -1,0 +1,35 @@
+"""Shared by all tests: where things are, and peers that end with their test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processes import Peers
+
+
+@pytest.fixture
+def root() -> Path:
+    """The checkout: for tests that read files, never for imports."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def peers(tmp_path: Path) -> Iterator[Peers]:
+    made = Peers(tmp_path)
+    try:
+        yield made
+    finally:
+        for peer in made.all:
+            peer.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    if report.when == "call" and report.failed and "peers" in getattr(item, "funcargs", {}):
+        item.funcargs["peers"].show()
+    return report
