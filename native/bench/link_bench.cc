@@ -10,9 +10,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
-#include <condition_variable>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -145,8 +145,8 @@ Figure Bulk(size_t bytes, int streams, bool encrypt, std::vector<char>& from,
         FrameHeader header{.type = FrameType::kChunk};
         header.length = static_cast<uint32_t>(std::min(kChunk, bytes - at));
         header.sequence = i;
-        a.bulk().Send(b.id(), static_cast<int>(i) % streams, header,
-                      from.data() + at % from.size(), i);
+        a.bulk().Send(b.id(), static_cast<int>(i) % streams, header, from.data() + at % from.size(),
+                      i);
       }
     });
     sink_b.WaitFor(bytes);

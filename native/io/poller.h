@@ -24,6 +24,8 @@ class Poller {
 
   static std::unique_ptr<Poller> Epoll();  // Linux only; elsewhere the same as Poll()
   static std::unique_ptr<Poller> Poll();
+  // Epoll where there is one, unless built with DECENTRAL_USE_POLL.
+  static std::unique_ptr<Poller> Best();
 };
 
 }  // namespace decentral

@@ -63,6 +63,13 @@ class PollPoller : public Poller {
 }  // namespace
 
 std::unique_ptr<Poller> Poller::Poll() { return std::make_unique<PollPoller>(); }
+std::unique_ptr<Poller> Poller::Best() {
+#ifdef DECENTRAL_USE_POLL
+  return Poll();
+#else
+  return Epoll();
+#endif
+}
 #ifndef __linux__
 std::unique_ptr<Poller> Poller::Epoll() { return Poll(); }
 #endif

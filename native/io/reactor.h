@@ -26,7 +26,7 @@ class Reactor {
   using Io = std::function<void(uint32_t events)>;
   using TimerId = uint64_t;  // never 0
 
-  explicit Reactor(std::unique_ptr<Poller> poller = Poller::Epoll());
+  explicit Reactor(std::unique_ptr<Poller> poller = Poller::Best());
   ~Reactor();
   Reactor(const Reactor&) = delete;
 

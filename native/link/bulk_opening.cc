@@ -48,8 +48,9 @@ void ControlPlane::OnBulkWanted(const ConnectionPtr& c, const FrameHeader& heade
   }
   const bool has_token = payload.size() == kTokenBytes;
   if (has_token != c->tls_client || (!has_token && !payload.empty())) {
-    return Fail(c, Error(ErrorKind::kProtocol, "bulk", Who(*c) + " took the wrong part in opening"
-                                                                 " bulk streams"));
+    return Fail(c, Error(ErrorKind::kProtocol, "bulk",
+                         Who(*c) + " took the wrong part in opening"
+                                   " bulk streams"));
   }
   if (!c->shared->admitted) {
     c->bulk_asked_early = true;
@@ -89,8 +90,9 @@ void ControlPlane::BulkConnected(LinkId link, int index, bool plain, Fd fd, cons
   if (!owner || owner->bulk != BulkState::kOpening) return;
   if (why) {
     return BulkOpenFailed(
-        owner, Error(ErrorKind::kUnreachable, "bulk",
-                     "no bulk stream to " + Who(*owner) + " could be opened: " + why.text),
+        owner,
+        Error(ErrorKind::kUnreachable, "bulk",
+              "no bulk stream to " + Who(*owner) + " could be opened: " + why.text),
         true);
   }
   ConnectionPtr c = NewConnection(std::move(fd), remote);
@@ -102,8 +104,8 @@ void ControlPlane::BulkConnected(LinkId link, int index, bool plain, Fd fd, cons
     Watch(c);
     return SendHello(c);
   }
-  c->stream = tls_.Client(std::move(c->fd), {kAlpnBulk + std::to_string(owner->version)},
-                          owner->peer);
+  c->stream =
+      tls_.Client(std::move(c->fd), {kAlpnBulk + std::to_string(owner->version)}, owner->peer);
   c->phase = Phase::kHandshake;
   Watch(c);
   OnHandshake(c);
@@ -140,8 +142,7 @@ void ControlPlane::OnBulkHello(const ConnectionPtr& c) {
 
 // Which link does it belong to? The token says it, and under TLS the peer's key must agree.
 void ControlPlane::BindBulk(const ConnectionPtr& c) {
-  const auto header =
-      DecodeHeader(reinterpret_cast<const uint8_t*>(c->hello.data()), kTokenBytes);
+  const auto header = DecodeHeader(reinterpret_cast<const uint8_t*>(c->hello.data()), kTokenBytes);
   ConnectionPtr owner;
   if (header && header->type == FrameType::kBulkHello && header->length == kTokenBytes) {
     const char* shown = c->hello.data() + FrameHeader::kSize;
@@ -154,11 +155,11 @@ void ControlPlane::BindBulk(const ConnectionPtr& c) {
       }
     }
   }
-  const bool fits = owner && header->attempt >= 1 && header->attempt <= kMaxBulkStreams &&
-                    header->tag < header->attempt &&
-                    (owner->bulk_count == 0 || owner->bulk_count == static_cast<int>(header->attempt)) &&
-                    !(owner->bulk_bound >> header->tag & 1) &&
-                    (!c->stream->tls() || c->peer == owner->peer);
+  const bool fits =
+      owner && header->attempt >= 1 && header->attempt <= kMaxBulkStreams &&
+      header->tag < header->attempt &&
+      (owner->bulk_count == 0 || owner->bulk_count == static_cast<int>(header->attempt)) &&
+      !(owner->bulk_bound >> header->tag & 1) && (!c->stream->tls() || c->peer == owner->peer);
   if (!fits) {
     ++totals_->protocol_errors;
     return Drop(c);

@@ -196,8 +196,8 @@ void BulkStream::DrainIfInto(const uint8_t* begin, const uint8_t* end) {
 // ---- out
 
 void BulkStream::KeepCopy(Out& out) {
-  out.copy.assign(reinterpret_cast<const char*>(out.payload), out.header.length);
-  out.payload = reinterpret_cast<const uint8_t*>(out.copy.data());
+  out.copy.assign(out.payload, out.payload + out.header.length);
+  out.payload = out.copy.data();
   out.kind = Out::Kind::kOwn;
 }
 

@@ -9,6 +9,7 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "io/reactor.h"
 #include "link/format.h"
@@ -24,9 +25,9 @@ class BulkStream {
     FrameHeader header;
     const uint8_t* payload = nullptr;  // borrowed, unless it points into `copy`
     Kind kind = Kind::kOwn;
-    uint64_t cookie = 0;  // kHandler
-    uint64_t blob = 0;    // kBlob: BlobSender's number of it
-    std::string copy;
+    uint64_t cookie = 0;        // kHandler
+    uint64_t blob = 0;          // kBlob: BlobSender's number of it
+    std::vector<uint8_t> copy;  // stays where it is when this moves
     uint8_t encoded[FrameHeader::kSize] = {};
   };
 

@@ -25,8 +25,7 @@ enum class Phase : uint8_t { kFirstByte, kHandshake, kRefusal, kUp, kBulkHello, 
 enum class BulkState : uint8_t { kNone, kAsked, kOpening, kUp };
 
 struct Connection {
-  Connection(uint64_t number, uint32_t max_message_bytes)
-      : id(number), reader(max_message_bytes) {}
+  Connection(uint64_t number, uint32_t max_message_bytes) : id(number), reader(max_message_bytes) {}
 
   const uint64_t id;  // once up: the LinkId
   Phase phase = Phase::kFirstByte;

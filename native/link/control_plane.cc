@@ -203,8 +203,9 @@ Error ControlPlane::HandshakeError(const Connection& c, IoStatus status) const {
   }
   if (status == IoStatus::kEof) {
     return Error(ErrorKind::kUnreachable, "handshake",
-                 c.target + " closed the connection during the handshake: it is too busy, or it"
-                            " is no decentral peer");
+                 c.target +
+                     " closed the connection during the handshake: it is too busy, or it"
+                     " is no decentral peer");
   }
   if (s.saw_tls_alert()) {
     return Error(ErrorKind::kNotDecentral, "handshake",
@@ -385,8 +386,8 @@ void ControlPlane::Tick() {
     } else if (now >= c->deadline) {
       const std::string limit = std::to_string(options_.handshake_timeout_ms) + " ms";
       if (c->phase == Phase::kUp) {
-        Fail(c, Error(ErrorKind::kSilent, "admission",
-                      Who(*c) + " was not admitted within " + limit));
+        Fail(c,
+             Error(ErrorKind::kSilent, "admission", Who(*c) + " was not admitted within " + limit));
       } else {
         Fail(c, Error(ErrorKind::kUnreachable, "handshake",
                       c->target + " accepts connections, but did not finish the handshake within " +

@@ -7,7 +7,7 @@
 namespace decentral {
 namespace {
 
-constexpr size_t kReadBudget = 256 << 10;   // per wake-up: other links want their turn
+constexpr size_t kReadBudget = 256 << 10;          // per wake-up: other links want their turn
 constexpr size_t kWriteAhead = 2 * kMessageSlice;  // encoded ahead: all that priority 0 waits for
 
 uint64_t NowUs() {
@@ -53,17 +53,17 @@ void ControlPlane::ReadFrames(const ConnectionPtr& c) {
     const char* phase = c->shared->admitted ? "link" : "admission";
     switch (got.status) {
       case IoStatus::kEof:
-        return Fail(c, Error(ErrorKind::kClosed, phase,
-                             c->phase == Phase::kRefusal
-                                 ? c->target + " closed the connection"
-                             : c->reader.in_frame()
-                                 ? "the connection to " + Who(*c) + " broke in the middle of a frame"
-                                 : "the connection to " + Who(*c) + " is closed: it died or left"));
+        return Fail(c,
+                    Error(ErrorKind::kClosed, phase,
+                          c->phase == Phase::kRefusal ? c->target + " closed the connection"
+                          : c->reader.in_frame()
+                              ? "the connection to " + Who(*c) + " broke in the middle of a frame"
+                              : "the connection to " + Who(*c) + " is closed: it died or left"));
       case IoStatus::kLimit:
-        return Fail(c, Error(ErrorKind::kProtocol, phase,
-                             Who(*c) + " sent more than " +
-                                 std::to_string(options_.max_unadmitted_bytes) +
-                                 " bytes before it was admitted"));
+        return Fail(
+            c, Error(ErrorKind::kProtocol, phase,
+                     Who(*c) + " sent more than " + std::to_string(options_.max_unadmitted_bytes) +
+                         " bytes before it was admitted"));
       case IoStatus::kBroken:
         return Fail(c, Error(ErrorKind::kProtocol, phase,
                              "TLS with " + Who(*c) + " broke: " + c->stream->reason()));
@@ -71,8 +71,8 @@ void ControlPlane::ReadFrames(const ConnectionPtr& c) {
         break;
     }
     c->last_heard = Clock::now();
-    const std::string wrong = c->reader.Feed(
-        buffer, got.bytes, [&](const FrameHeader& header, std::string payload) {
+    const std::string wrong =
+        c->reader.Feed(buffer, got.bytes, [&](const FrameHeader& header, std::string payload) {
           return OnFrame(c, header, std::move(payload)) && !c->gone;
         });
     if (!wrong.empty()) {
@@ -90,8 +90,7 @@ void ControlPlane::ReadFrames(const ConnectionPtr& c) {
   UpdateInterest(*c);
 }
 
-bool ControlPlane::OnFrame(const ConnectionPtr& c, const FrameHeader& header,
-                           std::string payload) {
+bool ControlPlane::OnFrame(const ConnectionPtr& c, const FrameHeader& header, std::string payload) {
   if (c->phase == Phase::kRefusal) {
     if (header.type != FrameType::kRefuse) return true;
     Fail(c, Error(ErrorKind::kVersionMismatch, "handshake",
@@ -349,8 +348,9 @@ void ControlPlane::CheckLiveness(const ConnectionPtr& c, Clock::time_point now) 
     c->last_heard = now;
   }
   if (c->bulk == BulkState::kOpening && now >= c->bulk_deadline) {
-    BulkOpenFailed(c, Error(ErrorKind::kUnreachable, "bulk",
-                            "the bulk streams to " + Who(*c) + " did not open in time"),
+    BulkOpenFailed(c,
+                   Error(ErrorKind::kUnreachable, "bulk",
+                         "the bulk streams to " + Who(*c) + " did not open in time"),
                    true);
   }
   if (now - c->last_heard > std::chrono::milliseconds(options_.silence_limit_ms)) {

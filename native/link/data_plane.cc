@@ -116,8 +116,8 @@ void DataPlane::AddStream(LinkId link, int index, int count, std::unique_ptr<Str
     l->count = static_cast<size_t>(count);
     l->streams.resize(l->count);
     auto& slot = l->streams[index];
-    slot = std::make_unique<BulkStream>(static_cast<BulkStream::Owner*>(this), &loop_, std::move(*holder), link, index,
-                                        options_.max_chunk_bytes);
+    slot = std::make_unique<BulkStream>(static_cast<BulkStream::Owner*>(this), &loop_,
+                                        std::move(*holder), link, index, options_.max_chunk_bytes);
     slot->Start(!l->dialer);
     MaybeUp(*l);
   });
@@ -160,8 +160,7 @@ uint8_t* DataPlane::OnStreamHeader(BulkStream* stream, const FrameHeader& header
   const Link* link = Find(stream->link());
   if (link == nullptr) return nullptr;
   if (header.type == FrameType::kChunk) {
-    return handler_ == nullptr ? nullptr
-                               : handler_->OnHeader(link->peer, stream->index(), header);
+    return handler_ == nullptr ? nullptr : handler_->OnHeader(link->peer, stream->index(), header);
   }
   uint8_t* into = nullptr;
   const LinkId id = link->id;
@@ -172,8 +171,7 @@ uint8_t* DataPlane::OnStreamHeader(BulkStream* stream, const FrameHeader& header
                                  "sent a slice of a blob that does not fit its place"));
     return nullptr;
   }
-  if (verdict == BlobReceiver::Verdict::kMismatch ||
-      verdict == BlobReceiver::Verdict::kCancelled) {
+  if (verdict == BlobReceiver::Verdict::kMismatch || verdict == BlobReceiver::Verdict::kCancelled) {
     for (const auto& buffer : receiver_.RemoveLinkKey({id, header.round})) {
       for (auto& other : links_.at(id).streams) {
         if (other) other->DrainIfInto(buffer.begin, buffer.begin + buffer.size);
@@ -274,8 +272,8 @@ void DataPlane::WantStreams(const PeerId& peer) {
     if (handler_ == nullptr) return;
     if (const int streams = Streams(peer)) return handler_->OnBulkUp(peer, streams);
     if (Link* late = Current(peer)) return Ask(*late);
-    handler_->OnBulkDown(peer, Error(ErrorKind::kClosed, "bulk",
-                                     "there is no link to peer " + ShortId(peer), peer));
+    handler_->OnBulkDown(
+        peer, Error(ErrorKind::kClosed, "bulk", "there is no link to peer " + ShortId(peer), peer));
   });
 }
 
@@ -297,9 +295,9 @@ void DataPlane::SendControl(const PeerId& to, const FrameHeader& header, const v
   const Link* link = Current(to);
   if (link == nullptr) return;
   const size_t size = std::min(header.length, kMaxOpBytes);
-  port_->SendControl(link->id, header,
-                     size == 0 ? std::string()
-                               : std::string(static_cast<const char*>(payload), size));
+  port_->SendControl(
+      link->id, header,
+      size == 0 ? std::string() : std::string(static_cast<const char*>(payload), size));
 }
 
 void DataPlane::ControlFrame(LinkId link, const FrameHeader& header, std::string payload) {
@@ -367,12 +365,13 @@ void DataPlane::PostBlob(LinkId link, uint64_t key, uint8_t* into, uint64_t size
   loop_.Post([this, link, key, into, size] {
     const Link* l = Find(link);
     if (l == nullptr) {
-      return BlobFailed(link, key, Error(ErrorKind::kClosed, "state transfer",
-                                         "there is no such link any more"));
+      return BlobFailed(
+          link, key, Error(ErrorKind::kClosed, "state transfer", "there is no such link any more"));
     }
     if (!receiver_.Post({link, key}, into, size)) {
-      BlobFailed(link, key, Error(ErrorKind::kConfig, "state transfer",
-                                  "a buffer for this blob is posted already", l->peer));
+      BlobFailed(link, key,
+                 Error(ErrorKind::kConfig, "state transfer",
+                       "a buffer for this blob is posted already", l->peer));
     }
   });
 }

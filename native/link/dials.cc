@@ -17,11 +17,11 @@ void ControlPlane::StartDial(uint64_t number, const DialOptions& options) {
                                     "roles by peer id need to know the peer id to expect"));
   }
   dial.timer = loop_.After(options.timeout_ms, [this, number] { DialExpired(number); });
-  dial.tcp = std::make_shared<TcpDial>(
-      &loop_, gate_, options.host, options.port, options.local_port,
-      [this, number](Fd fd, const SockAddr& remote, const Error& why) {
-        Connected(number, std::move(fd), remote, why);
-      });
+  dial.tcp =
+      std::make_shared<TcpDial>(&loop_, gate_, options.host, options.port, options.local_port,
+                                [this, number](Fd fd, const SockAddr& remote, const Error& why) {
+                                  Connected(number, std::move(fd), remote, why);
+                                });
   const auto tcp = dial.tcp;  // Connected may erase the dial
   if (options.role_by_id) {
     // The other end may have been quicker: its connection is here already.

@@ -66,9 +66,7 @@ void Endpoint::Refuse(LinkId link, const std::string& says) { impl_->control.Ref
 void Endpoint::Send(LinkId link, std::string message, int priority) {
   impl_->control.Send(link, std::move(message), priority);
 }
-void Endpoint::Close(LinkId link, const std::string& reason) {
-  impl_->control.Close(link, reason);
-}
+void Endpoint::Close(LinkId link, const std::string& reason) { impl_->control.Close(link, reason); }
 void Endpoint::Probe(LinkId link, uint64_t seq, uint32_t suspected_incarnation) {
   impl_->control.Probe(link, seq, suspected_incarnation);
 }

@@ -13,7 +13,7 @@ struct LinkShared {
   std::atomic<uint64_t> read_limit{UINT64_MAX};  // bytes in all, TLS's own included
   std::atomic<uint64_t> control_sent{0}, control_received{0};
   std::atomic<uint64_t> bulk_sent{0}, bulk_received{0};
-  std::atomic<uint64_t> queued{0};  // given to Send, not yet written
+  std::atomic<uint64_t> queued{0};       // given to Send, not yet written
   std::atomic<uint64_t> undelivered{0};  // of messages that nobody has taken yet
   std::atomic<uint64_t> rtt_us{0};
   std::atomic<int> streams{0};

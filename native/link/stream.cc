@@ -158,9 +158,9 @@ std::string Stream::alpn() const {
 std::string Stream::Exporter() const {
   static constexpr char kLabel[] = "EXPORTER-Channel-Binding";
   std::string out(32, '\0');
-  const int ok = SSL_export_keying_material(ssl_, reinterpret_cast<uint8_t*>(out.data()),
-                                            out.size(), kLabel, sizeof kLabel - 1,
-                                            reinterpret_cast<const uint8_t*>(""), 0, 1);
+  const int ok =
+      SSL_export_keying_material(ssl_, reinterpret_cast<uint8_t*>(out.data()), out.size(), kLabel,
+                                 sizeof kLabel - 1, reinterpret_cast<const uint8_t*>(""), 0, 1);
   return ok == 1 ? out : std::string();
 }
 

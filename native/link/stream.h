@@ -25,10 +25,10 @@ namespace decentral {
 
 enum class IoStatus : uint8_t {
   kOk,
-  kAgain,  // wait for the socket
-  kEof,    // the other end closed or reset the connection
-  kLimit,  // it sent more than a stranger may
-  kBroken, // it broke TLS; reason() says how
+  kAgain,   // wait for the socket
+  kEof,     // the other end closed or reset the connection
+  kLimit,   // it sent more than a stranger may
+  kBroken,  // it broke TLS; reason() says how
 };
 
 struct IoResult {

@@ -85,8 +85,8 @@ std::string VersionList(const std::vector<uint16_t>& versions) {
 
 struct TlsCallbacks {
   static int Verify(X509_STORE_CTX* store, void*) {
-    auto* ssl = static_cast<SSL*>(
-        X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx()));
+    auto* ssl =
+        static_cast<SSL*>(X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx()));
     auto* stream = static_cast<Stream*>(SSL_get_ex_data(ssl, StreamIndex()));
     const std::optional<PeerId> id = SelfSignedEd25519(store);
     if (!id) {

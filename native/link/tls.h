@@ -40,7 +40,6 @@ class TlsContext {
   std::vector<std::string> ControlAlpn() const;  // what a dialling client offers
 
  private:
-
   PeerId id_{};
   std::vector<uint16_t> versions_;
   SSL_CTX* context_ = nullptr;

@@ -109,8 +109,8 @@ void BothWays(bool encrypt_a, bool encrypt_b, bool acceptor_asks) {
   const int n = static_cast<int>(chunks.size());
   CHECK(Eventually([&] {
     std::scoped_lock lock(ca.mutex, cb.mutex);
-    return ca.chunks.size() == chunks.size() && cb.chunks.size() == chunks.size() &&
-           ca.sent == n && cb.sent == n;
+    return ca.chunks.size() == chunks.size() && cb.chunks.size() == chunks.size() && ca.sent == n &&
+           cb.sent == n;
   }));
   std::scoped_lock lock(ca.mutex, cb.mutex);
   for (size_t i = 0; i < chunks.size(); ++i) {
@@ -126,8 +126,7 @@ struct BulkPair {
   Node a, b;
   Collector ca, cb;
   Pair link;
-  explicit BulkPair(bool encrypt = true)
-      : a(BulkOptions(1, encrypt)), b(BulkOptions(2, encrypt)) {
+  explicit BulkPair(bool encrypt = true) : a(BulkOptions(1, encrypt)), b(BulkOptions(2, encrypt)) {
     a.endpoint.SetBulkHandler(&ca);
     b.endpoint.SetBulkHandler(&cb);
     link = Connect(a, b, b.endpoint.Listen("127.0.0.1", 0));
@@ -241,7 +240,9 @@ TEST(detaching_in_the_middle_lets_go_of_the_memory) {
     p.b.endpoint.SetBulkHandler(&fresh);
     p.a.endpoint.SetBulkHandler(&p.ca);
     const std::vector<std::string> after(3, Pattern(300'000, 5));
+    const int sent = p.ca.sent;
     SendAll(p.a, p.b.endpoint.id(), after);
+    CHECK(Eventually([&] { return p.ca.sent == sent + 3; }));
     CHECK(Eventually([&] {
       std::lock_guard<std::mutex> lock(fresh.mutex);
       return fresh.chunks.count(0) && fresh.chunks[0] == after[0] && fresh.chunks[1] == after[1] &&
@@ -291,10 +292,12 @@ TEST(a_blob_of_another_size_fails) {
   std::string into(400'000, 'u');
   p.b.endpoint.PostBlob(p.link.b, 1, reinterpret_cast<uint8_t*>(into.data()), into.size());
   p.b.endpoint.CancelBlob(2);
+  std::atomic<bool> done{false};
   p.a.endpoint.SendBlob(p.link.a, 1, reinterpret_cast<const uint8_t*>(blob.data()), blob.size(),
-                        nullptr);
+                        [&] { done = true; });
   CHECK(p.b.Wait(Type::kBlobFailed).error.kind == ErrorKind::kMismatch);
   CHECK(into == std::string(400'000, 'u'));
+  CHECK(Eventually([&] { return done.load(); }));
 }
 
 TEST(cancelling_a_receipt_frees_its_buffer) {
@@ -321,8 +324,8 @@ TEST(cancelling_a_sending_frees_its_memory_and_tells_the_receiver) {
     std::string into(blob->size(), '\0');
     p.b.endpoint.PostBlob(p.link.b, 1, reinterpret_cast<uint8_t*>(into.data()), into.size());
     std::atomic<bool> done{false};
-    p.a.endpoint.SendBlob(p.link.a, 1, reinterpret_cast<const uint8_t*>(blob->data()),
-                          blob->size(), [&] { done = true; });
+    p.a.endpoint.SendBlob(p.link.a, 1, reinterpret_cast<const uint8_t*>(blob->data()), blob->size(),
+                          [&] { done = true; });
     CHECK(Eventually([&] { return p.b.endpoint.Stats(p.link.b).bulk_bytes_received > 2 << 20; }));
     p.a.endpoint.CancelBlob(1);
     CHECK(done);

@@ -279,6 +279,9 @@ TEST(heartbeats_keep_an_idle_link_up) {
   CHECK(a.endpoint.Stats(link.a).rtt_us > 0);
 }
 
+// TSan wants to be told that the child of a fork starts threads of its own.
+extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }
+
 namespace {
 
 // A process of its own with an endpoint in it, which dials `port`, admits, and forks a child that

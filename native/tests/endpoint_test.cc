@@ -179,10 +179,18 @@ TEST(simultaneous_open_has_one_client) {
     } else {
       port_b = b.endpoint.Listen("127.0.0.1", 0);
     }
-    DialOptions to_b{.host = "127.0.0.1", .port = port_b, .has_expected = true,
-                     .expected = b.endpoint.id(), .local_port = port_a, .role_by_id = true};
-    DialOptions to_a{.host = "127.0.0.1", .port = port_a, .has_expected = true,
-                     .expected = a.endpoint.id(), .local_port = port_b, .role_by_id = true};
+    DialOptions to_b{.host = "127.0.0.1",
+                     .port = port_b,
+                     .has_expected = true,
+                     .expected = b.endpoint.id(),
+                     .local_port = port_a,
+                     .role_by_id = true};
+    DialOptions to_a{.host = "127.0.0.1",
+                     .port = port_a,
+                     .has_expected = true,
+                     .expected = a.endpoint.id(),
+                     .local_port = port_b,
+                     .role_by_id = true};
     const bool lower_first = (a.endpoint.id() < b.endpoint.id()) == (round % 2 == 0);
     if (lower_first) a.endpoint.Dial(to_b);
     b.endpoint.Dial(to_a);

@@ -1,4 +1,6 @@
 // Frames: what is written comes back, and nothing hostile gets past the reader.
+#include "wire/frame.h"
+
 #include <cstring>
 #include <random>
 #include <string>
@@ -7,7 +9,6 @@
 #include "link/control_queue.h"
 #include "link/control_reader.h"
 #include "tests/check.h"
-#include "wire/frame.h"
 
 using namespace decentral;
 

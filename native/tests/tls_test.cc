@@ -50,8 +50,9 @@ class ForeignClient {
     context_ = SSL_CTX_new(TLS_client_method());
     SSL_CTX_set_verify(context_, SSL_VERIFY_NONE, nullptr);
     if (with_certificate) {
-      EVP_PKEY* key = key_type == EVP_PKEY_ED25519 ? EVP_PKEY_Q_keygen(nullptr, nullptr, "ED25519")
-                                                   : EVP_PKEY_Q_keygen(nullptr, nullptr, "EC", "P-256");
+      EVP_PKEY* key = key_type == EVP_PKEY_ED25519
+                          ? EVP_PKEY_Q_keygen(nullptr, nullptr, "ED25519")
+                          : EVP_PKEY_Q_keygen(nullptr, nullptr, "EC", "P-256");
       EVP_PKEY* signer = other_signer ? EVP_PKEY_Q_keygen(nullptr, nullptr, "ED25519") : key;
       X509* cert = X509_new();
       X509_gmtime_adj(X509_getm_notBefore(cert), 0);
@@ -65,7 +66,9 @@ class ForeignClient {
       EVP_PKEY_free(key);
     }
     ssl_ = SSL_new(context_);
-    const unsigned char alpn[] = "\x0b" "decentral/1";
+    const unsigned char alpn[] =
+        "\x0b"
+        "decentral/1";
     SSL_set_alpn_protos(ssl_, alpn, sizeof alpn - 1);
     SSL_set_fd(ssl_, fd);
     SSL_set_connect_state(ssl_);

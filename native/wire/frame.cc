@@ -40,8 +40,7 @@ void EncodeHeader(const FrameHeader& header, uint8_t out[FrameHeader::kSize]) {
   Put<uint64_t>(at, header.sequence);
 }
 
-std::optional<FrameHeader> DecodeHeader(const uint8_t in[FrameHeader::kSize],
-                                        uint32_t max_length) {
+std::optional<FrameHeader> DecodeHeader(const uint8_t in[FrameHeader::kSize], uint32_t max_length) {
   const uint8_t* at = in;
   if (Get<uint16_t>(at) != FrameHeader::kMagic) return std::nullopt;
   const uint8_t type = Get<uint8_t>(at);
