@@ -40,6 +40,9 @@ class Context:
     boot: bytes
     rng: Random
     boot_seq: int = 1
+    """How often this identity has started; a later process outranks an earlier one."""
+    blank: bool = False
+    """Started with nothing on disk: it cannot know how often it started before."""
     now: float = 0.0
     out: list[Action] = field(default_factory=list)
     links: dict[PeerId, Peering] = field(default_factory=dict)

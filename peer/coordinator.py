@@ -16,7 +16,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from decentral.peer.context import Context
-from decentral.peer.membership import ALIVE, Membership
+from decentral.peer.member import ALIVE
+from decentral.peer.membership import Membership
 from decentral.peer.messages import Abort, Close, Failed, Offer, Result, Start, Stuck
 from decentral.peer.protocol import RollbackEntry, RoundEntry
 from decentral.peer.replica import Replica

@@ -13,13 +13,15 @@ from typing import Any
 
 from decentral.errors import ProtocolError
 from decentral.peer import messages as m
-from decentral.peer.acceptor import NO_BALLOT, read_record
-from decentral.peer.context import Context, Peering
+from decentral.peer.acceptor import read_record
+from decentral.peer.context import Context
 from decentral.peer.coordinator import Coordinator
 from decentral.peer.duties import Duties
 from decentral.peer.forks import Forks
+from decentral.peer.greeting import Greeting
 from decentral.peer.join import Join
-from decentral.peer.membership import LEFT, STATES, Membership
+from decentral.peer.member import STATES
+from decentral.peer.membership import Membership
 from decentral.peer.protocol import (
     Action,
     Checkpointed,
@@ -81,7 +83,6 @@ class PeerCore:
         self.coordination = Coordinator(ctx, self.replica, self.membership)
         self.join = Join(ctx, self.replica, self.membership, self.rounds, self._coordinator)
         self.duties = Duties(self)
-        self._hello: m.Hello | None = None
         self._tick_due = float("inf")
         if durable is not None:
             record = read_record(durable)
@@ -90,8 +91,9 @@ class PeerCore:
             for peer, known_as, at in record.book:
                 if peer != me:
                     self.membership.learn(peer, known_as, at)
+        self.greeting = Greeting(self)
         self._handlers: dict[type[Any], Callable[[PeerId, Any], None]] = {
-            m.Refuse: self._on_refuse,
+            m.Refuse: self.greeting.on_refuse,
             m.Gossip: self.membership.on_gossip,
             m.PingReq: self.membership.on_ping_req,
             m.PingAck: lambda _, msg: self.membership.on_ping_ack(msg),
@@ -127,12 +129,12 @@ class PeerCore:
         """Begin. `found`: make a run of one; else join, or resume what `durable` remembers."""
         ctx = self.ctx
         ctx.now = now
+        ctx.blank = not found and self.replica.state is None
         if found:
             self.replica.state = founding_state(
                 ctx.config.run, ctx.me, ctx.boot, ctx.config.lease_samples
             )
         self.replica.persist()
-        self._hello = self.standing()
         state = self.replica.state
         if state is not None:
             self.membership.want(state.view.members, 0.0)
@@ -155,7 +157,7 @@ class PeerCore:
             case Tick():
                 self._tick(now)
             case LinkUp(peer, known_as, address):
-                self._link_up(peer, known_as, address)
+                self.greeting.link_up(peer, known_as, address)
             case LinkDown(peer, closed, _):
                 if self.ctx.links.pop(peer, None) is not None:
                     self.membership.on_link_down(peer, closed)
@@ -227,7 +229,7 @@ class PeerCore:
                 break
             ctx.dirty = False
             self.duties.run()
-        self._greet_again()
+        self.greeting.greet_again()
         self.membership.flush()
         out, ctx.out = ctx.out, []
         return out
@@ -239,7 +241,7 @@ class PeerCore:
         try:
             msg = m.unpack(payload)
             if isinstance(msg, m.Hello):
-                self._on_hello(peer, peering, msg)
+                self.greeting.on_hello(peer, peering, msg)
             elif peering.hello is not None or isinstance(msg, m.Refuse):
                 self._dispatch(peer, msg)
         except ProtocolError as wrong:
@@ -263,99 +265,6 @@ class PeerCore:
             self.replica.found(root)
         self.rounds.on_state_held(number, root)
         self.join.ask_at = 0.0
-
-    # -------------------------------------------------------------- links
-
-    def standing(self) -> m.Hello:
-        ctx, state = self.ctx, self.replica.state
-        samples, lineage, ancestry = self.replica.standing()
-        return m.Hello(
-            run=ctx.config.run,
-            fingerprint=ctx.config.fingerprint,
-            boot=ctx.boot,
-            boot_seq=ctx.boot_seq,
-            name=ctx.name,
-            address=ctx.address,
-            member=self.replica.member,
-            lineage=lineage,
-            epoch=0 if state is None else state.view.epoch,
-            slot=self.replica.slot,
-            round=0 if state is None else state.round,
-            samples=samples,
-            ancestry=ancestry,
-        )
-
-    def _greet_again(self) -> None:
-        """Tell everybody when our standing is another one than they know."""
-        before = self._hello
-        if before is not None and (before.member, before.lineage) != (
-            self.replica.member,
-            self.replica.lineage,
-        ):
-            self._hello = self.standing()
-            self.ctx.send_all(sorted(self.ctx.links), self._hello)
-
-    def _link_up(self, peer: PeerId, known_as: str, address: str) -> None:
-        ctx = self.ctx
-        if peer == ctx.me:
-            return
-        ctx.links.setdefault(peer, Peering(ctx.now))
-        self.membership.learn(peer, known_as, address)
-        ctx.send(peer, self.standing())
-        ctx.changed()
-
-    def _on_hello(self, peer: PeerId, peering: Peering, msg: m.Hello) -> None:
-        refusal = ""
-        if msg.run != self.ctx.config.run:
-            refusal = "this is another run"
-        elif msg.fingerprint != self.ctx.config.fingerprint:
-            refusal = (
-                f"recipe, model or options differ: the run's fingerprint is "
-                f"{self.ctx.config.fingerprint.hex()[:16]}, yours is {msg.fingerprint.hex()[:16]}"
-            )
-        known = self.membership.members.get(peer)
-        if known is not None and msg.boot_seq < known.boot_seq:
-            refusal = "a newer process with this identity is running already"
-        if refusal:
-            # Only members speak for the run; two newcomers cannot tell who is wrong.
-            if self.replica.member:
-                self.ctx.send(peer, m.Refuse(refusal))
-            if self.replica.member or msg.run != self.ctx.config.run:
-                self.ctx.out.append(CloseLink(peer, refusal))
-            return
-        first, peering.hello = peering.hello is None, msg
-        if first:
-            self.duties.greet(peer)
-        if first or (known is not None and msg.boot_seq != known.boot_seq):
-            self.coordination.forget(peer)
-            self.membership.on_hello(
-                peer,
-                msg.boot_seq,
-                msg.name,
-                msg.address,
-                newcomer=not msg.member or msg.lineage != self.replica.lineage,
-            )
-        peering.hello_at = self.ctx.now
-        self.ctx.changed()
-        if msg.member and msg.lineage:
-            self._compare(peer, msg)
-
-    def _compare(self, peer: PeerId, msg: m.Hello) -> None:
-        """Two logs meet: whoever is behind, or in the lineage that loses, asks the other."""
-        if msg.lineage == self.replica.lineage:
-            if self.replica.member:
-                self.replica.in_step(peer, msg.lineage, msg.slot)
-            elif msg.slot > self.replica.slot:
-                self.join.ask_at = 0.0
-        elif self.replica.member:
-            self.join.meet(peer, msg)
-        else:
-            self.join.ask_at = 0.0
-
-    def _on_refuse(self, peer: PeerId, msg: m.Refuse) -> None:
-        if not self.replica.member:
-            self.ctx.fault("refused", peer, f"{self.ctx.called(peer)} refuses: {msg.says}")
-        self.ctx.out.append(CloseLink(peer, msg.says))
 
     # -------------------------------------------------------------- the log moved
 
@@ -390,6 +299,3 @@ class PeerCore:
             self.ctx.out.append(Joined(after.view, after.round, leases))
         else:
             self.ctx.out.append(Evicted("the others went on without this peer"))
-
-
-__all__ = ["LEFT", "NO_BALLOT", "PeerCore"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from decentral.peer.acceptor import NO_BALLOT
-from decentral.peer.membership import DEAD
+from decentral.peer.member import DEAD
 from decentral.peer.messages import Learned, LeaveRequest, Stuck
 from decentral.peer.protocol import Left, ViewEntry
 from decentral.peer.views_log import LogState
@@ -243,7 +243,7 @@ class Duties:
         for peer, peering in self.ctx.links.items():
             hello = peering.hello
             if hello is not None and hello.member and hello.lineage != state.view.lineage:
-                self.ctx.send(peer, self.core.standing())
+                self.ctx.send(peer, self.core.greeting.standing())
                 self.core.join.meet(peer, hello)
 
     # -------------------------------------------------------------- leaving

@@ -94,7 +94,7 @@ def decode_entry(payload: bytes) -> Entry:
         case "b":
             _, number, root = row(raw, 3)
             return RollbackEntry(round=take_integer(number), state_root=_take_root(root))
-    bad("a log entry of unknown type")
+    raise ProtocolError("a log entry of unknown type", phase="control message")
 
 
 def take_value(raw: Any) -> bytes:

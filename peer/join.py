@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from decentral.peer.context import Context
-from decentral.peer.membership import ALIVE, SUSPECT, Membership
+from decentral.peer.member import ALIVE, SUSPECT
+from decentral.peer.membership import Membership
 from decentral.peer.messages import Enter, Gossip, Hello, JoinRequest, Snapshot
 from decentral.peer.protocol import Evicted
 from decentral.peer.replica import Replica, beats

@@ -13,54 +13,17 @@ Opinions, not facts: only the log (views) decides who is in.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from decentral.peer.context import Context
 from decentral.peer.dialing import Dialling
+from decentral.peer.member import ALIVE, DEAD, LEFT, SUSPECT, Asked, Member
 from decentral.peer.messages import Gossip, PingAck, PingReq, Update
 from decentral.peer.protocol import Probe
+from decentral.peer.spreading import SMALL, Spreading
 from decentral.peer.suspicion import timeout_s
 from decentral.types import PeerId
 
-ALIVE, SUSPECT, DEAD, LEFT = range(4)
-STATES = ("alive", "suspect", "dead", "left")
-SMALL = 32
-"""In a mesh up to this size news goes to everybody at once; above, to some, who pass it on."""
-FANOUT = 6
 MAX_HEALTH = 3
-BURST_S = 0.1
-
-
-@dataclass(slots=True)
-class Member:
-    """What we believe about one peer."""
-
-    name: str = ""
-    address: str = ""
-    state: int = ALIVE
-    boot_seq: int = 0
-    incarnation: int = 0
-    suspect_since: float = 0.0
-    deadline: float = float("inf")
-    witnesses: set[PeerId] = field(default_factory=set)
-    by_closing: bool = False
-    refused: bool = False
-    progress: int = -1
-    progress_at: float = 0.0
-
-    def key(self) -> tuple[int, int, int]:
-        return self.boot_seq, self.incarnation, self.state
-
-
-@dataclass(slots=True)
-class _Asked:
-    """A probe under way: for ourselves, or for another peer (`on_behalf`)."""
-
-    target: PeerId
-    deadline: float
-    indirect: bool = False
-    heard_helper: bool = False
-    on_behalf: tuple[PeerId, int] | None = None
 
 
 class Membership:
@@ -72,11 +35,10 @@ class Membership:
         """Peers that we should be linked to: members of the view that we know of."""
         self.health = 0
         self._order: list[PeerId] = []
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, Asked] = {}
         self._seq = 0
         self._probe_at = 0.0
-        self._news: dict[PeerId, int] = {}
-        self._flush_at = 0.0
+        self._news = Spreading(ctx)
         self._suspects: set[PeerId] = set()
 
     # -------------------------------------------------------------- opinions
@@ -143,7 +105,7 @@ class Membership:
             self._set(peer, one, SUSPECT, closing=closed)
         elif one.state == SUSPECT and closed:
             one.by_closing = True
-            self._news[peer] = 0
+            self._news.add(peer)
             one.deadline = min(one.deadline, self.ctx.now + self.ctx.config.closed_suspicion_s)
         if one.state != LEFT:
             self.dialling.now(peer)
@@ -168,6 +130,10 @@ class Membership:
             if peer not in self.ctx.links and one.state != LEFT:
                 self.dialling.want(peer, patience_s)
 
+    def tell_about(self, peer: PeerId) -> None:
+        """Let a peer know what is known of it."""
+        self.ctx.send(peer, Gossip((self._update(peer),)))
+
     def left(self, peer: PeerId) -> None:
         """It has taken its leave: neither a death nor worth dialling."""
         one = self.learn(peer, "", "")
@@ -182,9 +148,7 @@ class Membership:
         times = [self._probe_at]
         times += [one.deadline for one in self._asked.values()]
         times += [self.members[peer].deadline for peer in self._suspects]
-        if self._news:
-            times.append(self._flush_at)
-        return min(min(times), self.dialling.next_timer())
+        return min(*times, self._news.next_timer(), self.dialling.next_timer())
 
     def tick(self, late_s: float) -> None:
         now = self.ctx.now
@@ -226,7 +190,7 @@ class Membership:
         """Directly where there is a link, else through helpers."""
         self._seq += 1
         wait_s = self.ctx.config.probe_timeout_s * (1 + self.health)
-        asked = self._asked[self._seq] = _Asked(peer, self.ctx.now + wait_s)
+        asked = self._asked[self._seq] = Asked(peer, self.ctx.now + wait_s)
         if peer in self.ctx.links:
             self.ctx.out.append(Probe(peer, self._seq, self._suspected(one)))
         else:
@@ -236,7 +200,7 @@ class Membership:
     def _suspected(one: Member) -> int:
         return max(1, one.incarnation) if one.state in (SUSPECT, DEAD) else 0
 
-    def _ask_helpers(self, seq: int, asked: _Asked, one: Member) -> None:
+    def _ask_helpers(self, seq: int, asked: Asked, one: Member) -> None:
         asked.indirect = True
         asked.deadline = self.ctx.now + 1.5 * self.ctx.config.probe_timeout_s * (1 + self.health)
         able = [p for p in self.ctx.links if p != asked.target and self.state(p) == ALIVE]
@@ -281,7 +245,7 @@ class Membership:
             return
         self._seq += 1
         deadline = self.ctx.now + self.ctx.config.probe_timeout_s
-        self._asked[self._seq] = _Asked(msg.target, deadline, on_behalf=(peer, msg.seq))
+        self._asked[self._seq] = Asked(msg.target, deadline, on_behalf=(peer, msg.seq))
         self.ctx.out.append(Probe(msg.target, self._seq, msg.suspected_incarnation))
 
     def on_ping_ack(self, msg: PingAck) -> None:
@@ -353,32 +317,20 @@ class Membership:
         if before != state:
             # Whoever saw it first hand tells everybody; hearsay is passed on only in a large mesh.
             if not heard or len(self.ctx.links) > SMALL:
-                self._news[peer] = 0
+                self._news.add(peer)
             self.ctx.changed()
 
     # -------------------------------------------------------------- gossip
 
     def flush(self) -> None:
-        """Pass on what is new: to everybody in a small mesh, else to a few, several times."""
-        if not self._news or not self.ctx.links:
-            self._news = self._news if self.ctx.links else {}
-            return
-        if self.ctx.now < self._flush_at:
-            return  # what comes in a burst goes out together
-        self._flush_at = self.ctx.now + BURST_S
-        linked = sorted(self.ctx.links)
-        payload = Gossip(tuple(self._update(peer) for peer in self._news))
-        if len(linked) <= SMALL:
-            self.ctx.send_all(linked, payload, urgent=False)
-            self._news = {}
-            return
-        self.ctx.send_all(self.ctx.rng.sample(linked, FANOUT), payload, urgent=False)
-        rounds = 2 * len(linked).bit_length()
-        self._news = {p: n + 1 for p, n in self._news.items() if n + 1 < rounds}
+        """Pass on what is new."""
+        self._news.flush(self._update)
 
     def on_gossip(self, sender: PeerId, msg: Gossip) -> None:
         for news in msg.updates:
             if news.peer == self.ctx.me:
+                if self.ctx.blank and news.boot_seq > self.ctx.boot_seq:
+                    self.ctx.boot_seq = news.boot_seq + 1
                 continue
             unknown = news.peer not in self.members
             one = self.learn(news.peer, news.name, news.address)

@@ -1,22 +1,16 @@
-"""Every control message between peers: its fields, their limits, its bytes.
-
-    [code, field, field, …]      one msgpack list; the code says which dataclass
-
-A message is a frozen dataclass whose annotations carry the checks (`fields.Kind`). `unpack` raises
-ProtocolError for whatever is not exactly such a message, and nothing else.
-"""
+"""Every control message between peers: its fields and their limits (`codec` makes them bytes)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, TypeVar, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated
 
-import msgpack
-
-from decentral.peer.entries import take_value, take_value_or_none, unpack_any
+from decentral.peer.codec import MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES
+from decentral.peer.codec import message
+from decentral.peer.codec import pack as pack
+from decentral.peer.codec import unpack as unpack
+from decentral.peer.entries import take_value, take_value_or_none
 from decentral.peer.fields import (
-    MAX_MEMBERS,
     Address,
     Ancestry,
     Boot,
@@ -35,66 +29,11 @@ from decentral.peer.fields import (
     Ranges,
     Text,
     Vote,
-    bad,
     bytes_of,
-    items,
-    row,
-    take_integer,
-    take_peer,
-    text_of,
 )
+from decentral.peer.news import Update as Update
+from decentral.peer.news import Updates
 from decentral.peer.views_log import LogState, pack_state, unpack_state
-from decentral.types import PeerId
-
-MAX_MESSAGE_BYTES = 2 << 20
-
-T = TypeVar("T")
-_CODES: dict[type[Any], str] = {}
-_READERS: dict[str, tuple[type[Any], tuple[Callable[[Any], Any], ...]]] = {}
-_WRITERS: dict[type[Any], tuple[tuple[str, Callable[[Any], Any] | None], ...]] = {}
-
-
-def message(code: str) -> Callable[[type[T]], type[T]]:
-    """Register a dataclass as the message with this code."""
-
-    def register(cls: type[T]) -> type[T]:
-        hints = get_type_hints(cls, include_extras=True)
-        names = [one.name for one in fields(cls)]  # type: ignore[arg-type]
-        kinds: list[Kind] = [hints[name].__metadata__[0] for name in names]
-        _CODES[cls] = code
-        _READERS[code] = (cls, tuple(kind.take for kind in kinds))
-        _WRITERS[cls] = tuple((name, k.put) for name, k in zip(names, kinds, strict=True))
-        return cls
-
-    return register
-
-
-def pack(msg: object) -> bytes:
-    """A message as bytes."""
-    cls = type(msg)
-    values: list[Any] = [_CODES[cls]]
-    for name, put in _WRITERS[cls]:
-        value = getattr(msg, name)
-        values.append(value if put is None else put(value))
-    packed: bytes = msgpack.packb(values)
-    return packed
-
-
-def unpack(payload: bytes) -> Any:
-    """The message in these bytes. Raises ProtocolError for anything malformed or too large."""
-    if len(payload) > MAX_MESSAGE_BYTES:
-        bad(f"a control message of {len(payload)} bytes is too large")
-    raw = unpack_any(payload)
-    if type(raw) is not list or not raw or type(raw[0]) is not str:
-        bad("a control message is not a list that starts with its code")
-    known = _READERS.get(raw[0])
-    if known is None:
-        bad("a control message of unknown type")
-    cls, takes = known
-    if len(raw) != len(takes) + 1:
-        bad(f"a {cls.__name__} message has {len(raw) - 1} fields, not {len(takes)}")
-    return cls(*[take(value) for take, value in zip(takes, raw[1:], strict=True)])
-
 
 # ------------------------------------------------------------------ kinds that only messages use
 
@@ -102,43 +41,6 @@ Value = Annotated[bytes, Kind(take_value)]
 ValueOrNone = Annotated[bytes, Kind(take_value_or_none)]
 Fingerprint = Annotated[bytes, Kind(bytes_of(0, 64))]
 State = Annotated[LogState, Kind(unpack_state, pack_state)]
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What gossip says about one peer. A higher (boot, incarnation, state) wins."""
-
-    peer: PeerId
-    boot_seq: int
-    incarnation: int
-    state: int
-    """0 alive, 1 suspect, 2 dead, 3 left."""
-    name: str
-    address: str
-
-
-_name, _address = text_of(128), text_of(300)
-
-
-def _put_updates(updates: tuple[Update, ...]) -> list[list[Any]]:
-    return [[u.peer, u.boot_seq, u.incarnation, u.state, u.name, u.address] for u in updates]
-
-
-def _take_updates(raw: Any) -> tuple[Update, ...]:
-    found = []
-    for one in items(raw, MAX_MEMBERS):
-        peer, boot_seq, incarnation, state, name, address = row(one, 6)
-        if take_integer(state) > 3:
-            bad("gossip of an unknown state")
-        take_integer(boot_seq)
-        take_integer(incarnation)
-        found.append(
-            Update(take_peer(peer), boot_seq, incarnation, state, _name(name), _address(address))
-        )
-    return tuple(found)
-
-
-Updates = Annotated[tuple[Update, ...], Kind(_take_updates, _put_updates)]
 
 # ------------------------------------------------------------------ links
 

@@ -174,7 +174,7 @@ class Rounds:
             wrong = f"the state of round {state.round} is not here yet"
         elif msg.attempt <= self.attempt_seen:
             wrong = f"attempt {self.attempt_seen} was seen already"
-        elif mine is not None and mine != self._mine():
+        elif mine is not None and not self.ours(mine):
             wrong = "this contribution is not ours any more"
         if wrong:
             self._fail(peer, msg.round, msg.attempt, None, wrong)
@@ -186,11 +186,10 @@ class Rounds:
             StartReduce(state.view, msg.round, msg.attempt, msg.participants, msg.contributions)
         )
 
-    def _mine(self) -> Contribution | None:
+    def ours(self, counted: Contribution) -> bool:
+        """Whether this is the very work that waits here to be counted."""
         one = self.contribution
-        if one is None:
-            return None
-        return Contribution(peer=self.ctx.me, tokens=one.tokens, leases=one.leases)
+        return one is not None and (one.tokens, one.leases) == (counted.tokens, counted.leases)
 
     def on_abort(self, msg: Abort) -> None:
         running = self.running

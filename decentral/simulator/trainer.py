@@ -98,15 +98,15 @@ class Reduces:
 
     def broken(self, a: PeerId, b: PeerId) -> None:
         for one in self._running.values():
-            if a in one.participants and b in one.participants:
-                if len(one.done) < len(one.participants):
-                    self._fail(one, b, "a link broke")
+            both = a in one.participants and b in one.participants
+            if both and len(one.done) < len(one.participants):
+                self._fail(one, b, "a link broke")
 
     def abort(self, peer: PeerId, number: int, attempt: int) -> None:
         for key, one in self._running.items():
-            if key[1:3] == (number, attempt) and peer in one.joined:
-                if peer not in one.done:
-                    self._fail(one, None, "called off")
+            running = peer in one.joined and peer not in one.done
+            if key[1:3] == (number, attempt) and running:
+                self._fail(one, None, "called off")
 
     def _fail(self, one: _Reduce, suspect: PeerId | None, says: str) -> None:
         if one.failed:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from decentral.peer.coordinator import Coordinator
-from decentral.peer.leases import LeaseLedger
+from decentral.peer.rounds import Rounds
 from decentral.peer.views import Views
 from decentral.simulator import simulate
+from decentral.simulator.scenarios import make_world, simulated_config
 from decentral.simulator.world import World
 
 
@@ -40,28 +40,25 @@ def test_votes_that_are_not_durable_are_noticed() -> None:
     assert violated(range(2), "votes", prepare=forgetful)
 
 
-def test_work_of_an_older_round_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def any_offer(state: object, offer: object) -> bool:
-        return True
+def test_work_that_is_offered_again_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keeps_its_work(rounds: Rounds) -> None:
+        rounds.attempt_seen = 0
 
-    monkeypatch.setattr(Coordinator, "current", staticmethod(any_offer))
-    monkeypatch.setattr(LeaseLedger, "allows", lambda ledger, contribution: True)
-    monkeypatch.setattr(
-        "decentral.peer.rounds.Rounds.on_start", _start_unchecked(), raising=True
-    )
-    assert violated(range(3), "I6")
+    # Without leases: the ledger would stop it, being the second guard.
+    config = simulated_config(lease_samples=0)
+    monkeypatch.setattr("decentral.simulator.scenarios.simulated_config", lambda: config)
+    monkeypatch.setattr(Rounds, "next_round", keeps_its_work)
+    assert violated(range(2), "I6")
 
 
-def _start_unchecked() -> Callable[..., None]:
-    from decentral.peer.rounds import Rounds
-
-    checked = Rounds.on_start
-
-    def start(rounds: Rounds, peer: str, msg: object) -> None:
-        before = rounds._mine
-        named = {one.peer: one for one in msg.contributions}  # type: ignore[attr-defined]
-        rounds._mine = lambda: named.get(rounds.ctx.me)  # type: ignore[method-assign]
-        checked(rounds, peer, msg)  # type: ignore[arg-type]
-        rounds._mine = before  # type: ignore[method-assign]
-
-    return start
+def test_a_root_that_differs_is_noticed_and_mended() -> None:
+    """Not a mutation of the protocol but of one peer's arithmetic: the majority is right."""
+    world = make_world(3, 5)
+    world.run(15.0)
+    odd = world.node(3)
+    assert odd.trainer.held is not None
+    odd.trainer.held = (odd.trainer.held[0], bytes(32))
+    world.run(45.0)
+    assert any(fault.kind == "divergence" for fault in odd.faults)
+    world.checker.settled()
+    assert not world.checker.violations

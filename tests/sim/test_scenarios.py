@@ -209,6 +209,10 @@ def test_pair_that_cannot_link_does_not_stop_the_run() -> None:
 def test_wiped_disk_is_a_newcomer_not_a_voter() -> None:
     world = mesh(12, 4)
     node = world.node(1)
+    for _ in range(2):
+        node.crash()
+        node.boot()
+        world.run(world.now + 3.0)
     node.crash()
     node.disk = node.checkpoint = None
     node.boot(entries=(world.node(2).peer,))

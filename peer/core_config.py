@@ -1,0 +1,65 @@
+"""The times and limits of the sans-IO core, and the snapshot of it that people see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from decentral.types import PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreConfig:
+    """Times in seconds. Validated at construction."""
+
+    run: bytes
+    """Run id, 32 bytes."""
+    fingerprint: bytes
+    """Digest of the recipe's names, shapes, dtypes and options; peers that differ are refused."""
+    lease_samples: int = 0
+    """Samples leased to each member per round; 0: the data has no stable ids."""
+    probe_period_s: float = 0.7
+    probe_timeout_s: float = 0.5
+    indirect_probes: int = 3
+    suspicion_s: float = 2.0
+    """Silent peer: from first suspicion to death, at least (Lifeguard stretches it)."""
+    closed_suspicion_s: float = 0.4
+    """The same when the other end closed its connection."""
+    quorum_timeout_s: float = 15.0
+    """A majority unreachable for so long: fork or pause."""
+    on_quorum_loss: str = "fork"
+    """"fork" or "pause"."""
+    election_s: float = 0.5
+    """A coordinator that makes no progress with something due for so long is doubted."""
+    retry_s: float = 0.25
+    """Unanswered protocol messages are repeated after this."""
+    reduce_timeout_s: float = 120.0
+    """An attempt that has not finished after this is aborted."""
+    hung_after_s: float = 60.0
+    """No trainer progress for so long while others wait: evicted."""
+    straggler_grace: float = 0.5
+    """Once half of the members have contributed, the others get this part of the time that took
+    (and at least a second) before they are asked to close the round with what they have."""
+
+    def __post_init__(self) -> None:
+        if len(self.run) != 32:
+            raise ValueError("run id is 32 bytes")
+        if self.on_quorum_loss not in ("fork", "pause"):
+            raise ValueError(f"on_quorum_loss is 'fork' or 'pause', not {self.on_quorum_loss!r}")
+        for name in ("probe_period_s", "probe_timeout_s", "suspicion_s", "closed_suspicion_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreStatus:
+    """A snapshot for people and tools."""
+
+    lineage: str
+    epoch: int
+    round: int
+    durable_round: int
+    members: Mapping[PeerId, str]
+    """Peer → "alive", "suspect", "dead", "left" or "joining"."""
+    names: Mapping[PeerId, str]
+    coordinator: PeerId | None

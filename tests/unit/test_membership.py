@@ -1,0 +1,160 @@
+"""SWIM: probes, suspicion, refutation, short fuses for closed links."""
+
+from __future__ import annotations
+
+from random import Random
+
+from decentral.peer.context import Context, Peering
+from decentral.peer.member import ALIVE, DEAD, LEFT, SUSPECT
+from decentral.peer.membership import Membership
+from decentral.peer.messages import Gossip, PingAck, PingReq, Update, unpack
+from decentral.peer.protocol import CoreConfig, Dial, Probe, Send
+from decentral.peer.suspicion import timeout_s
+from decentral.simulator.world import peer_id
+
+ME, A, B, C, D = (peer_id(index) for index in range(5))
+
+
+class Bench:
+    """One membership with its clock in our hands."""
+
+    def __init__(self, *linked: str) -> None:
+        config = CoreConfig(run=bytes(32), fingerprint=b"")
+        self.ctx = Context(config, ME, "me", "h:0", b"b" * 16, Random(1))
+        self.swim = Membership(self.ctx)
+        for peer in linked:
+            self.link(peer)
+        self.drain()
+
+    def link(self, peer: str, boot_seq: int = 1) -> None:
+        self.ctx.links[peer] = Peering(self.ctx.now)
+        self.swim.on_hello(peer, boot_seq, "n", f"{peer[5:9]}:1", newcomer=True)
+
+    def drain(self) -> list[object]:
+        self.swim.flush()
+        out, self.ctx.out = self.ctx.out, []
+        return [unpack(one.payload) if isinstance(one, Send) else one for one in out]
+
+    def until(self, time: float, *, answer: tuple[str, ...] = ()) -> list[object]:
+        """Let time pass; peers in `answer` ack their probes at once."""
+        seen: list[object] = []
+        while (due := self.swim.next_timer()) <= time:
+            self.ctx.now = max(self.ctx.now, due)
+            self.swim.tick(0.0)
+            for one in self.drain():
+                seen.append(one)
+                if isinstance(one, Probe) and one.peer in answer:
+                    self.swim.on_ack(one.peer, one.seq, one.suspected_incarnation + 1, 0)
+        self.ctx.now = time
+        return seen
+
+
+def test_who_answers_stays_alive() -> None:
+    bench = Bench(A, B)
+    bench.until(20.0, answer=(A, B))
+    assert bench.swim.state(A) == bench.swim.state(B) == ALIVE
+
+
+def test_silence_asks_helpers_then_suspects_then_kills() -> None:
+    bench = Bench(A, B, C)
+    seen = bench.until(15.0, answer=(B, C))
+    assert any(isinstance(one, PingReq) and one.target == A for one in seen)
+    states = [u.state for one in seen if isinstance(one, Gossip) for u in one.updates]
+    assert states.index(SUSPECT) < states.index(DEAD)
+    assert bench.swim.state(A) == DEAD
+    assert bench.swim.state(B) == ALIVE
+
+
+def test_a_helper_that_reaches_it_saves_it() -> None:
+    bench = Bench(A, B)
+    for _ in range(40):
+        for one in bench.until(bench.ctx.now + 0.25, answer=(B,)):
+            if isinstance(one, PingReq):
+                bench.swim.on_ping_ack(PingAck(A, one.seq, True, 1, 1, 0))
+    assert bench.swim.state(A) in (ALIVE, SUSPECT)
+    assert bench.swim.state(A) != DEAD
+
+
+def test_suspect_refutes_with_a_higher_incarnation() -> None:
+    bench = Bench(A, B, C)
+    bench.swim.on_gossip(B, Gossip((Update(A, 1, 1, SUSPECT, "", ""),)))
+    assert bench.swim.state(A) == SUSPECT
+    probes = [one for one in bench.drain() if isinstance(one, Probe) and one.peer == A]
+    assert probes and probes[0].suspected_incarnation == 1
+    bench.swim.on_ack(A, probes[0].seq, 2, 0)
+    assert bench.swim.state(A) == ALIVE
+    # The old accusation is void now.
+    bench.swim.on_gossip(B, Gossip((Update(A, 1, 1, DEAD, "", ""),)))
+    assert bench.swim.state(A) == ALIVE
+
+
+def test_closed_link_is_a_short_fuse_with_a_witness() -> None:
+    bench = Bench(A, B, C)
+    bench.ctx.links.pop(A)
+    bench.swim.on_link_down(A, closed=True)
+    assert any(isinstance(one, Dial) and one.peer == A for one in bench.drain())
+    bench.swim.on_gossip(B, Gossip((Update(A, 1, 1, SUSPECT, "", ""),)))
+    bench.until(0.39, answer=(B, C))
+    assert bench.swim.state(A) == SUSPECT
+    bench.until(0.45, answer=(B, C))
+    assert bench.swim.state(A) == DEAD
+
+
+def test_closed_link_that_only_we_saw_gets_the_long_fuse() -> None:
+    bench = Bench(A, B, C)
+    bench.ctx.links.pop(A)
+    bench.swim.on_link_down(A, closed=True)
+    bench.until(1.0, answer=(B, C))
+    assert bench.swim.state(A) == SUSPECT
+
+
+def test_refused_dial_and_a_second_witness_kill_at_once() -> None:
+    bench = Bench(A, B, C)
+    bench.ctx.links.pop(A)
+    bench.swim.on_link_down(A, closed=True)
+    bench.swim.on_dial_failed(A, refused=True)
+    assert bench.swim.state(A) == SUSPECT
+    bench.swim.on_gossip(B, Gossip((Update(A, 1, 1, SUSPECT, "", ""),)))
+    assert bench.swim.state(A) == DEAD
+
+
+def test_a_new_start_of_the_dead_is_alive() -> None:
+    bench = Bench(A, B)
+    bench.swim.on_gossip(B, Gossip((Update(A, 1, 5, DEAD, "", ""),)))
+    assert bench.swim.state(A) == DEAD
+    bench.link(A, boot_seq=2)
+    assert bench.swim.state(A) == ALIVE
+
+
+def test_who_left_is_neither_dead_nor_dialled() -> None:
+    bench = Bench(A, B)
+    bench.swim.left(A)
+    bench.ctx.links.pop(A)
+    bench.swim.on_link_down(A, closed=True)
+    seen = bench.until(30.0, answer=(B,))
+    assert bench.swim.state(A) == LEFT
+    assert not any(isinstance(one, Dial) for one in seen)
+
+
+def test_after_a_stall_of_our_own_nobody_is_condemned_at_once() -> None:
+    bench = Bench(A, B, C)
+    bench.swim.on_gossip(B, Gossip((Update(A, 1, 1, SUSPECT, "", ""),)))
+    bench.ctx.now = 30.0
+    bench.swim.tick(late_s=28.0)
+    assert bench.swim.state(A) == SUSPECT
+
+
+def test_large_meshes_tell_a_few_at_a_time() -> None:
+    bench = Bench(*(peer_id(index) for index in range(1, 60)))
+    bench.ctx.now = 1.0
+    bench.swim.on_gossip(B, Gossip((Update(A, 1, 1, DEAD, "", ""),)))
+    bench.swim.flush()
+    told = [one for one in bench.ctx.out if isinstance(one, Send)]
+    assert 0 < len(told) < 10
+
+
+def test_confirmations_shorten_suspicion() -> None:
+    waits = [timeout_s(2.0, heard, 2, 0) for heard in range(3)]
+    assert waits[0] == 6.0 and waits[2] == 2.0
+    assert waits[0] > waits[1] > waits[2]
+    assert timeout_s(2.0, 2, 2, 1) == 4.0
