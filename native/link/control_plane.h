@@ -56,7 +56,7 @@ class ControlPlane : public LinkPort {
     Reactor::TimerId timer = 0;
   };
 
-  // control_plane.cc: connections come and go.
+  // control_plane.cc: connections come up; endings.cc: and go.
   ConnectionPtr NewConnection(Fd fd, const SockAddr& remote);
   void Watch(const ConnectionPtr& c);
   void UpdateInterest(Connection& c);
@@ -83,7 +83,7 @@ class ControlPlane : public LinkPort {
   void AdoptForDial(const ConnectionPtr& c, uint64_t number);
   void BeginTls(const ConnectionPtr& c, bool client, const std::optional<PeerId>& expected);
 
-  // control_stream.cc: frames of a link.
+  // control_stream.cc: frames of a link; liveness.cc: probes and heartbeats.
   void ReadFrames(const ConnectionPtr& c);
   void WriteFrames(const ConnectionPtr& c);
   bool OnFrame(const ConnectionPtr& c, const FrameHeader& header, std::string payload);
