@@ -1,6 +1,6 @@
 // ControlPlane: the frames of a link's control stream.
-
 #include "link/control_plane.h"
+
 namespace decentral {
 namespace {
 
