@@ -142,7 +142,16 @@ class Coordinator:
     def next_timer(self) -> float:
         if self.attempt is not None:
             return self.attempt.started_at + self.ctx.config.reduce_timeout_s
-        return self._retry_at if self._retry_at > self.ctx.now else float("inf")
+        return self._retry_at if self._retry_at else float("inf")
+
+    def due(self) -> bool:
+        """Whether a timer of ours has run out; a pause before the next attempt ends with it."""
+        if self.attempt is not None:
+            return self.ctx.now >= self.next_timer()
+        over = 0.0 < self._retry_at <= self.ctx.now
+        if over:
+            self._retry_at = 0.0
+        return over
 
     def _ready(self, state: LogState, peer: PeerId) -> bool:
         offer = self.offers.get(peer)
@@ -154,6 +163,7 @@ class Coordinator:
         return offer.round == state.round + 1
 
     def _start(self, state: LogState) -> None:
+        self._retry_at = 0.0
         members = state.view.members
         contributions = []
         for peer in members:

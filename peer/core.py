@@ -254,9 +254,14 @@ class PeerCore:
     def _tick(self, now: float) -> None:
         late_s = now - self._tick_due if self._tick_due != float("inf") else 0.0
         self.membership.tick(late_s)
-        self.views.tick(acting=self.duties.acting())
-        self.forks.tick(self.duties.reachable())
-        self.ctx.dirty = True
+        if now >= self.views.deadline:
+            self.views.tick(acting=self.duties.acting())
+            self.ctx.dirty = True
+        if now >= self.forks.retry_at:
+            self.forks.tick(self.duties.reachable())
+            self.ctx.dirty = True
+        if self.coordination.due() or now >= self.duties.next_timer():
+            self.ctx.dirty = True
 
     def _state_held(self, number: int, root: bytes) -> None:
         state = self.replica.state

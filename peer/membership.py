@@ -271,9 +271,10 @@ class Membership:
 
     def _condemn(self, peer: PeerId) -> None:
         one = self.members[peer]
-        alone = len(self.members) <= 2
-        if one.by_closing and not (one.refused or one.witnesses - {self.ctx.me} or alone):
-            # Only we saw it close: the others would know by now if it were dead.
+        # A dead process closes its links to all; a storm of resets closes some of everybody's.
+        enough = (len(self.ctx.links) + 1) // 2
+        seen = one.refused or len(one.witnesses - {self.ctx.me}) >= enough
+        if one.by_closing and not seen:
             one.by_closing = False
             one.deadline = self._deadline(one)
             if self.ctx.now < one.deadline:
