@@ -44,7 +44,9 @@ class AllReduceBench:
             )
             for system in self.against:
                 systems[system] = Workers(
-                    f"decentral.bench.{system}_worker", self.peers, ["--size-bytes", str(size_bytes)]
+                    f"decentral.bench.{system}_worker",
+                    self.peers,
+                    ["--size-bytes", str(size_bytes)],
                 )
             for workers in systems.values():
                 workers.run_once()  # warm-up
@@ -84,4 +86,3 @@ class AllReduceBench:
             "bytes_on_wire": int(statistics.median(wire)) if ours else None,
             "max_abs_error": max(rank["max_abs_error"] for ranks in runs for rank in ranks),
         }
-

@@ -1,8 +1,8 @@
 """The command line: one module per command, loaded only when it is asked for.
 
-    decentral peer --recipe gpt                 make a run; prints the line for the others
-    decentral peer --join WORD                  take part in it
-    decentral demo                              four peers, one killed, one late, on this machine
+decentral peer --recipe gpt                 make a run; prints the line for the others
+decentral peer --join WORD                  take part in it
+decentral demo                              four peers, one killed, one late, on this machine
 """
 
 from __future__ import annotations

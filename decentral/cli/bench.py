@@ -1,6 +1,6 @@
 """``decentral bench``: one benchmark at a time, a table for people or JSON for machines.
 
-    decentral bench allreduce --peers 4 --size-mib 64 --codec fp32 --encrypt off --against gloo --json
+decentral bench allreduce --peers 4 --size-mib 64 --codec fp32 --encrypt off --against gloo --json
 """
 
 from __future__ import annotations

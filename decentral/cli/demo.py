@@ -135,7 +135,9 @@ class Demo:
     def picture(self) -> Table:
         table = Table(title=f"decentral demo · round {self.round()} of {self.rounds}")
         for column in ("peer", "id", "state", "round", "members", "train loss", "sent MiB"):
-            table.add_column(column, justify="left" if column in ("peer", "id", "state") else "right")
+            table.add_column(
+                column, justify="left" if column in ("peer", "id", "state") else "right"
+            )
         for peer in self.peers:
             state = "training" if peer.round else "starting"
             if peer is self.killed:
@@ -173,7 +175,6 @@ class Demo:
         ) as progress:
             alone = progress.add_task("one peer alone", total=steps)
             parallel = progress.add_task("data-parallel", total=steps)
-
 
             def alone_done(step: int, _loss: float) -> None:
                 progress.update(alone, completed=step)

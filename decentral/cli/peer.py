@@ -1,7 +1,7 @@
 """``decentral peer``: make a run, take part in one, or go on with one.
 
-    decentral peer --recipe gpt                     in one terminal: prints the line for the others
-    decentral peer --join 198.51.100.7:4242#AZ0x…   in any other, on any machine
+decentral peer --recipe gpt                     in one terminal: prints the line for the others
+decentral peer --join 198.51.100.7:4242#AZ0x…   in any other, on any machine
 """
 
 from __future__ import annotations

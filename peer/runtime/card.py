@@ -45,15 +45,13 @@ class MembershipCard:
             self.context = RunContext(authority=chain[0].issuer, chain=chain)
         elif kept.exists():
             chain = load_chain(kept)
-            self.context = RunContext(
-                authority=chain[0].issuer, chain=chain, open=is_open.exists()
-            )
+            self.context = RunContext(authority=chain[0].issuer, chain=chain, open=is_open.exists())
         if self._invite is not None:
             self._invite.check(now)
             if self.context is not None and self.context.run != self._invite.run:
                 raise ConfigError(
-                    f"{home.path} belongs to run {run_label(self.context.run)}, and the join word is "
-                    f"of run {run_label(self._invite.run)}: use another --home or --name"
+                    f"{home.path} belongs to run {run_label(self.context.run)}, and the join word "
+                    f"is of run {run_label(self._invite.run)}: use another --home or --name"
                 )
             if self.context is None:
                 chain = self._invite.credential_for(identity.public, now=now)

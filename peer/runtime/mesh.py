@@ -117,9 +117,7 @@ class Mesh:
 
     async def _make_node(self, identity: Identity) -> Node:
         loop = self._loop.loop
-        node = Node(
-            self.config, self.home, identity, self.native, self._card, self.events, loop
-        )
+        node = Node(self.config, self.home, identity, self.native, self._card, self.events, loop)
         self._control = ControlServer(
             self.home,
             {
@@ -242,4 +240,3 @@ class Mesh:
         if self._control is not None:
             await self._control.close()
             self._control = None
-

@@ -21,17 +21,19 @@ from decentral.peer.admission import Admission, Admitted
 from decentral.peer.core import PeerCore
 from decentral.peer.home import Home
 from decentral.peer.identity import Identity
+from decentral.peer.orders import MeshFailed, Order, StateArrived
 from decentral.peer.runtime.card import MembershipCard
 from decentral.peer.runtime.config import MeshConfig
 from decentral.peer.runtime.events import EventLog
 from decentral.peer.runtime.links import Link, LinkTable
-from decentral.peer.orders import MeshFailed, Order, StateArrived
 from decentral.peer.runtime.transfers import Transfers
 from decentral.peer.transfer import is_transfer
 from decentral.types import CommittedState, PeerId, TensorSpec, View, short
 
 #: How often addresses that did not answer are tried again while a run waits for its members.
 REDIAL_S = 2.0
+#: Messages kept from members that were quicker than this peer's trainer.
+MAX_EARLY = 1024
 
 
 class Node:
@@ -61,6 +63,7 @@ class Node:
         self._core_config: dict[str, Any] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._started = False
+        self._early: list[tuple[PeerId, bytes]] = []
         self._joining = False
         self._joined = False
         self._boot = secrets.token_bytes(8)
@@ -124,6 +127,10 @@ class Node:
             self.feed(protocol.StateHeld(self.held.round, self.held.root))
         for link in self.links.all():
             self.feed(protocol.LinkUp(link.peer, link.name, ",".join(link.addresses)))
+        early, self._early = self._early, []
+        for peer, payload in early:
+            if self.links.get(peer) is not None:
+                self.feed(protocol.Received(peer, payload))
 
     def redial_book(self) -> None:
         """Members of the last run that are not linked are tried until the run is whole again."""
@@ -300,8 +307,10 @@ class Node:
         if is_transfer(payload):
             if self.transfers is not None:
                 self.transfers.message(peer, payload)
-        else:
+        elif self.core is not None:
             self.feed(protocol.Received(peer, payload))
+        elif len(self._early) < MAX_EARLY:
+            self._early.append((peer, payload))
 
     def probe_acked(self, peer: PeerId, seq: int, incarnation: int, progress: int) -> None:
         self.feed(protocol.ProbeAcked(peer, seq, incarnation, progress))
@@ -335,7 +344,7 @@ def _most_telling(failures: list[DecentralError]) -> DecentralError:
     order = ("SelfJoinError", "NotDecentralError", "UnreachableError")
     return min(
         failures,
-        key=lambda error: order.index(type(error).__name__) + 1
-        if type(error).__name__ in order
-        else 0,
+        key=lambda error: (
+            order.index(type(error).__name__) + 1 if type(error).__name__ in order else 0
+        ),
     )

@@ -137,7 +137,7 @@ class Transfers:
             return
         now = self._loop.time()
         if error is None:
-            leaf = leaf_hash(memoryview(incoming.into))
+            leaf = leaf_hash(incoming.into.data)
             self._do(self._fetcher.chunk_done(key, leaf, now))
         else:
             self._do(self._fetcher.chunk_failed(key, now))

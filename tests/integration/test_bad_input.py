@@ -26,13 +26,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from processes import RECIPES, TINY, Peers
 
 from decentral import _native
 from decentral.peer.credential import RunAuthority, save_chain
 from decentral.peer.identity import Identity
 from decentral.peer.joinword import JoinWord, mint_invite
-
-from processes import RECIPES, TINY, Peers
 
 HEADER = struct.Struct("<HBBIQQQQIIQ")
 
@@ -104,9 +103,7 @@ def test_a_web_server(tmp_path: Path, web_server: int) -> None:
 def test_another_version(tmp_path: Path) -> None:
     future = _native.Endpoint(secrets.token_bytes(32), versions=[99])
     try:
-        error = start_and_fail(
-            tmp_path, "--join", word_at(future.listen("127.0.0.1", 0))
-        )
+        error = start_and_fail(tmp_path, "--join", word_at(future.listen("127.0.0.1", 0)))
     finally:
         future.close()
     assert re.search(r"\b99\b", error) and re.search(r"\b1\b", error)
@@ -151,9 +148,7 @@ def test_no_invite_and_a_stale_credential(tmp_path: Path, peers: Peers) -> None:
 
 def test_oneself(tmp_path: Path) -> None:
     port = free_port()
-    error = start_and_fail(
-        tmp_path, "--join", word_at(port), "--listen", f"127.0.0.1:{port}"
-    )
+    error = start_and_fail(tmp_path, "--join", word_at(port), "--listen", f"127.0.0.1:{port}")
     assert "this very peer" in error
 
 
@@ -269,9 +264,7 @@ def test_plain_garbage(peers: Peers) -> None:
 
 def mount_tmpfs(path: Path, size: str) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True
-    )
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True)
 
 
 @pytest.fixture
@@ -299,7 +292,9 @@ def test_a_corrupted_checkpoint(tmp_path: Path, peers: Peers) -> None:
     first.wait_round(5, timeout_s=30)
     first.send(signal.SIGTERM)
     assert first.process.wait(30) == 0
-    newest = max((first.home / "checkpoints").rglob("*.safetensors"), key=lambda p: p.stat().st_mtime)
+    newest = max(
+        (first.home / "checkpoints").rglob("*.safetensors"), key=lambda p: p.stat().st_mtime
+    )
     data = bytearray(newest.read_bytes())
     data[-100] ^= 1
     newest.write_bytes(data)

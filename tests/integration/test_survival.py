@@ -7,10 +7,9 @@ import statistics
 import time
 
 import pytest
+from processes import Peers, same_bits, until
 
 from decentral.cli.processes import PeerProcess
-
-from processes import Peers, same_bits, until
 
 #: Where in a round the kill falls, as a fraction of the round's period: before, during and after
 #: the reduce, which is the last part of it.
@@ -62,9 +61,7 @@ def test_two_peers_one_dies_and_comes_back(peers: Peers) -> None:
     first.kill()
     fork = second.wait_for("fault", timeout_s=20, where=lambda event: event["kind"] == "fork")
     assert "lineage" in fork["says"]
-    alone = second.wait_for(
-        "round", timeout_s=20, where=lambda event: event["participants"] == 1
-    )
+    alone = second.wait_for("round", timeout_s=20, where=lambda event: event["participants"] == 1)
     assert alone["lineage"] != lineage
     back = peers.start("peer-1-again", "--quorum-timeout", "3", home=first.home)
     event = back.wait_for("round", timeout_s=60, where=lambda event: event["participants"] == 2)

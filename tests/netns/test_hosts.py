@@ -7,10 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-
-from processes import Peers, same_bits
-
 from lan import Lan
+from processes import Peers, same_bits
 
 pytestmark = pytest.mark.netns
 
@@ -43,7 +41,9 @@ def test_a_pulled_cable(lan: Lan, peers: Peers) -> None:
     before = first.round
     for peer in group[:2]:
         event = peer.wait_for(
-            "round", timeout_s=30, where=lambda e: e["round"] > before + 1 and e["participants"] == 2
+            "round",
+            timeout_s=30,
+            where=lambda e: e["round"] > before + 1 and e["participants"] == 2,
         )
         assert event["seen_at"] - pulled_at < 12
     lan.plug(3)

@@ -51,9 +51,7 @@ class Peers:
         others = [self.start(f"peer-{n}", "--join", word, **more) for n in range(2, count + 1)]
         peers = [first, *others]
         for peer in peers:
-            peer.wait_for(
-                "round", timeout_s=60, where=lambda event: event["participants"] == count
-            )
+            peer.wait_for("round", timeout_s=60, where=lambda event: event["participants"] == count)
         return peers
 
     def show(self) -> None:

@@ -1,0 +1,133 @@
+// The engine and its operations, as Python sees them.
+#include "collective/codec.h"
+#include "python/py_endpoint.h"
+
+namespace decentral {
+namespace {
+
+Codec ParseCodec(const std::string& name) {
+  if (name == "fp32") return Codec::kFp32;
+  if (name == "bf16") return Codec::kBf16;
+  if (name == "int8") return Codec::kInt8;
+  throw Error(ErrorKind::kConfig, "codec", "no codec '" + name + "': there are fp32, bf16, int8");
+}
+
+// An operation together with the arrays that it borrows.
+class PyOp {
+ public:
+  PyOp(std::shared_ptr<Op> op, FloatsIn src, FloatsOut dst)
+      : op_(std::move(op)), src_(std::move(src)), dst_(std::move(dst)) {}
+  ~PyOp() {
+    if (!op_->done()) Abort("the operation's handle was dropped");
+  }
+  bool Wait(double timeout_s) {
+    nb::gil_scoped_release release;
+    return op_->Wait(timeout_s);
+  }
+  void Abort(const std::string& reason) {
+    nb::gil_scoped_release release;
+    op_->Abort(reason);
+  }
+  const Op& op() const { return *op_; }
+
+ private:
+  std::shared_ptr<Op> op_;
+  FloatsIn src_;
+  FloatsOut dst_;
+};
+
+class PyEngine {
+ public:
+  explicit PyEngine(nb::object endpoint)
+      : owner_(endpoint), endpoint_(nb::cast<PyEndpoint*>(endpoint)) {}
+
+  std::unique_ptr<PyOp> AllReduce(
+      const std::vector<nb::bytes>& members, uint32_t rank, uint64_t count,
+      const std::string& codec,
+      const std::vector<std::tuple<uint64_t, uint64_t, uint32_t>>& segments,
+      const std::vector<std::tuple<uint32_t, uint32_t, uint32_t>>& steps, float weight, float scale,
+      uint64_t round, uint32_t attempt, uint32_t tag, uint32_t chunk_bytes, int silence_limit_ms,
+      FloatsIn src, FloatsOut dst) {
+    if (src.size() != count || dst.size() != count) {
+      throw Error(ErrorKind::kConfig, "all-reduce", "src and dst must both hold `count` values");
+    }
+    OpSpec spec;
+    for (const auto& m : members) spec.members.push_back(FromBytes(m, "a member's id"));
+    spec.rank = rank;
+    spec.count = count;
+    spec.codec = ParseCodec(codec);
+    for (auto [offset, n, owner] : segments) spec.segments.push_back({offset, n, owner});
+    for (auto [kind, peer, segment] : steps) {
+      if (kind > static_cast<uint32_t>(PlanStep::Kind::kRecvFinal)) {
+        throw Error(ErrorKind::kConfig, "plan", "no such kind of step");
+      }
+      spec.steps.push_back({static_cast<PlanStep::Kind>(kind), peer, segment});
+    }
+    spec.weight = weight;
+    spec.scale = scale;
+    spec.round = round;
+    spec.attempt = attempt;
+    spec.tag = tag;
+    spec.chunk_bytes = chunk_bytes;
+    spec.silence_limit_ms = silence_limit_ms;
+    Engine& engine = endpoint_->engine();
+    std::shared_ptr<Op> op;
+    {
+      nb::gil_scoped_release release;
+      op = engine.AllReduce(spec, src.data(), dst.data());
+    }
+    return std::make_unique<PyOp>(std::move(op), std::move(src), std::move(dst));
+  }
+
+ private:
+  nb::object owner_;
+  PyEndpoint* endpoint_;
+};
+
+}  // namespace
+
+void BindCollectives(nb::module_& m) {
+  nb::class_<PyOp>(m, "Op", "A running collective operation.")
+      .def("wait", &PyOp::Wait, "timeout_s"_a = -1.0, "False: still running.")
+      .def("abort", &PyOp::Abort, "reason"_a)
+      .def_prop_ro("done", [](const PyOp& o) { return o.op().done(); })
+      .def_prop_ro(
+          "error", [](const PyOp& o) { return ToTuple(o.op().error()); },
+          "None, or (kind, phase, peer, text)")
+      .def_prop_ro(
+          "stats",
+          [](const PyOp& o) {
+            const OpStats s = o.op().stats();
+            return std::tuple(s.bytes_sent, s.bytes_received, s.seconds);
+          },
+          "(bytes sent, bytes received, seconds)");
+
+  nb::class_<PyEngine>(m, "Engine", "Executes plans over an endpoint's bulk streams.")
+      .def(nb::init<nb::object>(), "endpoint"_a)
+      .def("all_reduce", &PyEngine::AllReduce, nb::kw_only(), "members"_a, "rank"_a, "count"_a,
+           "codec"_a, "segments"_a, "steps"_a, "weight"_a, "scale"_a, "round"_a, "attempt"_a,
+           "tag"_a, "chunk_bytes"_a, "silence_limit_ms"_a, "src"_a.noconvert(),
+           "dst"_a.noconvert());
+
+  m.def(
+      "encode",
+      [](const std::string& codec, FloatsIn src) {
+        std::string out(EncodedSize(ParseCodec(codec), src.size()), '\0');
+        Encode(ParseCodec(codec), src.data(), src.size(), 1.0f,
+               reinterpret_cast<uint8_t*>(out.data()));
+        return ToBytes(out);
+      },
+      "codec"_a, "src"_a.noconvert());
+  m.def(
+      "decode",
+      [](const std::string& codec, const nb::bytes& data, FloatsOut out) {
+        if (data.size() != EncodedSize(ParseCodec(codec), out.size())) {
+          throw nb::value_error("the encoded size does not fit the number of values");
+        }
+        Decode(ParseCodec(codec), reinterpret_cast<const uint8_t*>(data.c_str()), out.size(),
+               out.data());
+      },
+      "codec"_a, "data"_a, "out"_a.noconvert());
+}
+
+}  // namespace decentral
