@@ -6,8 +6,8 @@
 namespace decentral {
 namespace {
 
-// Frames per stream in the transport's hands: one on its way, one ready behind it.
-constexpr int kAheadPerStream = 2;
+// Frames per stream in the transport's hands: enough to keep it writing while we are elsewhere.
+constexpr int kAheadPerStream = 4;
 
 }  // namespace
 
