@@ -33,6 +33,8 @@ class Link:
     arrives: dict[PeerId, float] = field(default_factory=dict)
     held: list[tuple[Node, Node, bytes]] = field(default_factory=list)
     silent_since: float | None = None
+    unaware: set[PeerId] = field(default_factory=set)
+    """Ends that have not been told yet that it is closed."""
 
     def other(self, node: Node) -> Node:
         return self.ends[1] if self.ends[0] is node else self.ends[0]
@@ -48,6 +50,7 @@ class Network:
         self.sides: dict[PeerId, int] = {}
         """Partition: peers on different sides cannot reach each other."""
         self.cut: set[frozenset[PeerId]] = set()
+        self._old: dict[frozenset[PeerId], Link] = {}
         """Single pairs that cannot reach each other."""
         self.slowest_s = 0.06
         self.lost_probes = 0.01
@@ -125,6 +128,13 @@ class Network:
         if not self.reaches(dialer.peer, target.peer) or target.paused or dialer.paused:
             self._failed(dialer, life, target.peer, False)
             return
+        old = self._old.pop(pair, None)
+        if old is not None:
+            # Each end hears of the old link's end before it hears of a new one.
+            for end in old.ends:
+                self._down(old, end, False, "replaced")
+            if pair in self.links or dialer.life != life or not target.up:
+                return
         link = Link((dialer, target), (dialer.life, target.life), latency_s)
         self.links[pair] = link
         dialer.deliver(LinkUp(target.peer, f"n{target.index}", f"10.0.0.{target.index}:1"))
@@ -155,6 +165,8 @@ class Network:
             return
         link.open = False
         link.held.clear()
+        link.unaware = {end.peer for end in link.ends}
+        self._old[frozenset(end.peer for end in link.ends)] = link
         self.links.pop(frozenset(end.peer for end in link.ends), None)
         for end in link.ends:
             # A death behind a partition shows only by silence.
@@ -166,6 +178,9 @@ class Network:
         self.world.reduces.broken(link.ends[0].peer, link.ends[1].peer)
 
     def _down(self, link: Link, end: Node, closed: bool, says: str) -> None:
+        if end.peer not in link.unaware:
+            return
+        link.unaware.discard(end.peer)
         if end.life == link.life(end):
             end.deliver(LinkDown(link.other(end).peer, closed, says))
 
