@@ -283,11 +283,13 @@ class OuterRounds:
             if prepared is not None and prepared.round == entry.round:
                 self._entry = None
                 self._adopt(prepared, order)
-        elif isinstance(entry, RollbackEntry) and (
-            self._anchor.held is None or self._anchor.held.root != entry.state_root
-        ):
-            self._rollback = entry.state_root
-            self.discard()
+        elif isinstance(entry, RollbackEntry):
+            self._entry = None  # a later round, which nobody holds any more
+            if self._joined_at is not None:
+                self._joined_at = min(self._joined_at, entry.round)
+            if self._anchor.held is None or self._anchor.held.root != entry.state_root:
+                self._rollback = entry.state_root
+                self.discard()
 
     def _state_arrived(self, arrived: HeldState) -> None:
         order: Committed | None = None

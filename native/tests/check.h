@@ -31,17 +31,17 @@ inline int RunAll() {
 
 }  // namespace decentral::test
 
-#define TEST(name)                                                   \
-  static void name();                                                \
-  static ::decentral::test::Register register_##name(#name, &name);  \
+#define TEST(name)                                                  \
+  static void name();                                               \
+  static ::decentral::test::Register register_##name(#name, &name); \
   static void name()
 
-#define CHECK(condition)                                                              \
-  do {                                                                                \
-    if (!(condition)) {                                                               \
+#define CHECK(condition)                                                                 \
+  do {                                                                                   \
+    if (!(condition)) {                                                                  \
       std::fprintf(stderr, "%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #condition); \
-      std::abort();                                                                   \
-    }                                                                                 \
+      std::abort();                                                                      \
+    }                                                                                    \
   } while (0)
 
 #define TEST_MAIN() \

@@ -194,7 +194,7 @@ class Node:
                     peer=self.me,
                     name=self.config.name,
                     epoch=view.epoch,
-                    round=round_,
+                    round=self.held.round if self.held else round_,
                     state_hash=self.held.root.hex() if self.held else "",
                     members=len(view.members),
                 )
