@@ -47,7 +47,6 @@ class Forks:
         self._promises: dict[PeerId, tuple[Ballot, bytes]] = {}
         self._accepted: set[PeerId] = set()
         self._values: tuple[bytes, bytes] = (b"", b"")
-        self._pending: ForkAccept | None = None
 
     # -------------------------------------------------------------- watching the quorum
 
@@ -111,7 +110,6 @@ class Forks:
         entry = ViewEntry(view=view, reason="fork: the others cannot be reached")
         self._values = (carried if keep else b"", encode_entry(entry))
         ask = ForkAccept(state.view.lineage, state.slot, self._ballot, *self._values)
-        self._pending = ask
         self._accepted = {self.ctx.me}
         self.ctx.send_all((one for one in self._survivors if one != self.ctx.me), ask)
         self._when_accepted()
@@ -137,7 +135,6 @@ class Forks:
         gone = [one for one in state.view.members if one not in entry.view.members]
         missing = ", ".join(self.ctx.called(one) for one in gone)
         self.lost_since, self.said, self.retry_at = None, False, float("inf")
-        self._pending = None
         self.replica.commit_fork(entry.view.lineage, [carried, value] if carried else [value])
         self.ctx.fault(
             "fork",
@@ -186,7 +183,6 @@ class Forks:
             return
         # The promise for this ballot is on disk and binds us: nothing lower is accepted any more.
         if self.replica.votes.promised == msg.ballot:
-            self._pending = msg
             self.ctx.send(peer, ForkAccepted(msg.lineage, msg.slot, msg.ballot))
 
     def on_commit(self, peer: PeerId, msg: ForkCommit) -> None:
