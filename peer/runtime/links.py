@@ -61,7 +61,7 @@ class LinkUser(Protocol):
 
     def admission(self, peer: PeerId, inbound: bool, exporter: bytes) -> Admission: ...
     def link_up(self, link: Link, admitted: Admitted) -> None: ...
-    def link_down(self, peer: PeerId, closed: bool, says: str) -> None: ...
+    def link_down(self, peer: PeerId, closed: bool, error: DecentralError) -> None: ...
     def dial_failed(self, peer: PeerId | None, failures: list[DecentralError]) -> None: ...
     def message(self, peer: PeerId, payload: bytes) -> None: ...
     def probe_acked(self, peer: PeerId, seq: int, incarnation: int, progress: int) -> None: ...
@@ -211,12 +211,17 @@ class LinkTable:
             self._links[link.peer] = link
             self._user.link_up(link, admitted)
             return
-        # Dialled by the same end as the current one: that end has restarted, or lost the old link.
-        keep = self._preferred(link) or not self._preferred(current)
-        if keep:
-            self._links[link.peer] = link
-        loser = current if keep else link
-        self._endpoint.close_link(loser.id, "two links to the same peer: the other one stays")
+        says = "two links to the same peer: the other one stays"
+        if self._preferred(current) and not self._preferred(link):
+            self._endpoint.close_link(link.id, says)
+            return
+        # Also if the same end dialled both: it has restarted, or lost the old link. What the old
+        # one carried last may be lost, so the user sees one link go and another come.
+        self._endpoint.close_link(current.id, says)
+        del self._links[link.peer]
+        self._user.link_down(link.peer, True, ConnectError(says, peer=link.peer, phase="link"))
+        self._links[link.peer] = link
+        self._user.link_up(link, admitted)
 
     def _preferred(self, link: Link) -> bool:
         return link.inbound == (link.peer < self._me)
@@ -232,21 +237,21 @@ class LinkTable:
         link = self._links.get(peer)
         if link is None or link.id != event.link:
             return  # the spare one of two
-        says = self._said.pop(event.link, error.says)
+        error.says = self._said.pop(event.link, error.says)
         closed = event.error is not None and event.error[0] != "silent"
         if self._twin_coming(peer):
-            self._later(TWIN_GRACE_S, lambda: self._gone(peer, event.link, closed, says))
+            self._later(TWIN_GRACE_S, lambda: self._gone(peer, event.link, closed, error))
             return
-        self._gone(peer, event.link, closed, says)
+        self._gone(peer, event.link, closed, error)
 
     def _twin_coming(self, peer: PeerId) -> bool:
         return any(pending == peer for _, pending in self._admissions.values())
 
-    def _gone(self, peer: PeerId, link_id: int, closed: bool, says: str) -> None:
+    def _gone(self, peer: PeerId, link_id: int, closed: bool, error: DecentralError) -> None:
         link = self._links.get(peer)
         if link is not None and link.id == link_id:
             del self._links[peer]
-            self._user.link_down(peer, closed, says)
+            self._user.link_down(peer, closed, error)
 
     def _dial_ended(self, number: int, error: DecentralError | None) -> None:
         dialling = self._dials.pop(number, None)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from decentral import _native
-from decentral.errors import DecentralError, FingerprintError, RefusedError
+from decentral.errors import DecentralError, DiskError, FingerprintError, RefusedError
 from decentral.peer import protocol
 from decentral.peer.admission import Admission, Admitted
 from decentral.peer.core import PeerCore
@@ -136,10 +136,13 @@ class Node:
         """Members of the last run that are not linked are tried until the run is whole again."""
         if self._closed or self._joined:
             return
+        self._dial_book()
+        self._loop.call_later(REDIAL_S, self.redial_book)
+
+    def _dial_book(self) -> None:
         for peer, addresses in self.card.address_book().items():
             if self.links.get(peer) is None:
                 self.links.dial(peer, addresses)
-        self._loop.call_later(REDIAL_S, self.redial_book)
 
     # ----------------------------------------------------------------------------- the core
 
@@ -147,7 +150,13 @@ class Node:
         """One event in, its actions done, the timer set."""
         if self.core is None or self._closed:
             return
-        self._execute(self.core.handle(event, self._loop.time()))
+        try:
+            self._execute(self.core.handle(event, self._loop.time()))
+        except DiskError as error:
+            # A vote that is not on disk must not be cast: this peer can take part no longer.
+            self._on_order(MeshFailed(error))
+            self.core = None
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -160,7 +169,7 @@ class Node:
         self.feed(protocol.Tick())
 
     def _execute(self, actions: Sequence[protocol.Action]) -> None:
-        for action in actions:
+        for position, action in enumerate(actions):
             match action:
                 case protocol.Send(peer, payload, urgent):
                     self.links.send(peer, payload, 0 if urgent else 1)
@@ -173,7 +182,10 @@ class Node:
                 case protocol.CloseLink(peer, says):
                     self.links.refuse(peer, says)
                 case protocol.Persist(record):
-                    self.home.write_record(record)
+                    # Of several in a row the last one says it all: one fsync.
+                    following = actions[position + 1] if position + 1 < len(actions) else None
+                    if not isinstance(following, protocol.Persist):
+                        self.home.write_record(record)
                 case protocol.FetchState():
                     assert self.transfers is not None
                     self.transfers.fetch(action, self.held)
@@ -285,13 +297,17 @@ class Node:
         else:
             self.feed(protocol.LinkUp(link.peer, link.name, ",".join(link.addresses)))
 
-    def link_down(self, peer: PeerId, closed: bool, says: str) -> None:
-        self.events.emit("link", peer=peer, state="down", says=says)
+    def link_down(self, peer: PeerId, closed: bool, error: DecentralError) -> None:
+        self.events.emit("link", peer=peer, state="down", says=error.says)
         if self.transfers is not None:
             self.transfers.peer_down(peer)
-        if self._joining and self.core is not None and not self.links.all():
-            self._on_order(MeshFailed(RefusedError(says, peer=peer, phase="join")))
-        self.feed(protocol.LinkDown(peer, closed, says))
+        self.feed(protocol.LinkDown(peer, closed, error.says))
+        if self._joining and not self.links.all():
+            if isinstance(error, RefusedError):
+                self._on_order(MeshFailed(error))
+            else:  # our way in died: another address, or another member, may know more
+                self.links.dial(None, self.card.entry_addresses())
+                self._dial_book()
 
     def dial_failed(self, peer: PeerId | None, failures: list[DecentralError]) -> None:
         if peer is None:  # the join words
