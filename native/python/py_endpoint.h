@@ -61,8 +61,9 @@ class PyEndpoint {
     if (!endpoint_) return;
     {
       nb::gil_scoped_release release;
+      engine_->Close();  // fails running operations
       endpoint_->SetBulkHandler(nullptr);
-      engine_.reset();  // fails running operations
+      engine_.reset();
       endpoint_.reset();
     }
     posted_.clear();

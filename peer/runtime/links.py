@@ -172,6 +172,13 @@ class LinkTable:
             self._dial_ended(event.dial, SelfJoinError(says, phase="dial"))
             self._endpoint.close_link(event.link, says)
             return
+        if not event.inbound and (peer in self._links or self._presenting_to(peer)):
+            # Several addresses of one peer are dialled at once: the quickest has won already.
+            dialling = self._dials.pop(event.dial, None)
+            if dialling is not None:
+                dialling.left.discard(event.dial)
+            self._endpoint.close_link(event.link, "another address of this peer was quicker")
+            return
         admission = self._user.admission(peer, event.inbound, event.exporter)
         self._admissions[event.link] = (admission, peer)
         self._advance(event, peer, admission, admission.start())
@@ -243,6 +250,12 @@ class LinkTable:
             self._later(TWIN_GRACE_S, lambda: self._gone(peer, event.link, closed, error))
             return
         self._gone(peer, event.link, closed, error)
+
+    def _presenting_to(self, peer: PeerId) -> bool:
+        return any(
+            pending == peer and self._dial_of_link.get(link)
+            for link, (_, pending) in self._admissions.items()
+        )
 
     def _twin_coming(self, peer: PeerId) -> bool:
         return any(pending == peer for _, pending in self._admissions.values())

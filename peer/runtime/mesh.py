@@ -19,7 +19,7 @@ from decentral.errors import DecentralError
 from decentral.peer import protocol
 from decentral.peer.home import Home
 from decentral.peer.identity import Identity
-from decentral.peer.orders import Order
+from decentral.peer.orders import MeshFailed, Order
 from decentral.peer.runtime.addresses import reachable
 from decentral.peer.runtime.card import MembershipCard
 from decentral.peer.runtime.config import MeshConfig, parse_listen_address
@@ -149,14 +149,17 @@ class Mesh:
             on_order(order)
 
         def begin() -> None:
-            self._node.start(
-                schema=schema,
-                fingerprint=fingerprint,
-                initial=initial,
-                resumed=resumed,
-                lease_samples=lease_samples,
-                on_order=tell,
-            )
+            try:
+                self._node.start(
+                    schema=schema,
+                    fingerprint=fingerprint,
+                    initial=initial,
+                    resumed=resumed,
+                    lease_samples=lease_samples,
+                    on_order=tell,
+                )
+            except DecentralError as error:
+                tell(MeshFailed(error))
 
         self._loop.call(begin)
 

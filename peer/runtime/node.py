@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from decentral import _native
-from decentral.errors import DecentralError, DiskError, FingerprintError, RefusedError
+from decentral.errors import DecentralError, DiskError, FingerprintError, RefusedError, StateError
 from decentral.peer import protocol
 from decentral.peer.admission import Admission, Admitted
 from decentral.peer.core import PeerCore
@@ -101,7 +101,9 @@ class Node:
             self._make_core(record)
             self.redial_book()
         elif not self.config.join:
-            assert initial is not None, "the first peer brings the initial state"
+            if initial is None:
+                says = f"{self.home.path} has checkpoints but no vote record: join with a word"
+                raise StateError(says, phase="start")
             self._make_core(None, found=True)
             self.hold(initial)
 

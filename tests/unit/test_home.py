@@ -93,7 +93,7 @@ def test_a_killed_process_frees_its_home(tmp_path: Path) -> None:
         "signal.pause()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-P", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None and process.stdin is not None
         assert process.stdout.readline() == b"locked\n"
