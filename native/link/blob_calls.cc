@@ -30,7 +30,9 @@ void DataPlane::SendBlob(LinkId link, uint64_t key, const uint8_t* data, uint64_
 }
 
 void DataPlane::PostBlob(LinkId link, uint64_t key, uint8_t* into, uint64_t size) {
-  loop_.Post([this, link, key, into, size] {
+  // Synchronous: whoever posts asks for the blob next, and a data thread that wakes late could
+  // otherwise read its first bytes before it knows the buffer, and forget them.
+  loop_.RunSync([this, link, key, into, size] {
     const Link* l = Find(link);
     if (l == nullptr) {
       return BlobFailed(

@@ -86,7 +86,9 @@ class PyEndpoint {
     auto view =
         nb::cast<nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>>(owner, false);
     posted_[key] = owner;
-    get().PostBlob(link, key, view.data(), view.size());
+    Endpoint& endpoint = get();
+    nb::gil_scoped_release release;
+    endpoint.PostBlob(link, key, view.data(), view.size());
   }
   void CancelBlob(uint64_t key) {
     {
