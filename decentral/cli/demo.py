@@ -114,9 +114,16 @@ class Demo:
             time.sleep(self.period_s / 2)  # well inside the next round
             first.kill()
             self.killed, self.killed_at = first, time.monotonic()
-            self.round_at_kill = self.round()
-        if self.killed and not self.recovery_s and self.round() > self.round_at_kill:
-            self.recovery_s = time.monotonic() - self.killed_at
+        if self.killed and not self.recovery_s:
+            # A round that the dead peer still had a part in is no recovery.
+            without = [
+                event["seen_at"]
+                for peer in self.alive()
+                for event in peer.events("round")
+                if event["seen_at"] > self.killed_at and event["participants"] < PEERS
+            ]
+            if without:
+                self.recovery_s = min(without) - self.killed_at
         if self.late is None and self.killed and self.round() >= self.late_round:
             word = self.peers[1].invite()
             self.late = self.spawn(f"peer-{PEERS + 1}", ["--join", word])
