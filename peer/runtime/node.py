@@ -89,10 +89,11 @@ class Node:
         self.transfers = Transfers(
             self.endpoint, self.links, schema, self._loop, self._state_fetched, self._fetch_failed
         )
-        self.held = resumed
-        if resumed is not None:
-            self.transfers.publish(resumed)
         record = self.home.read_record()
+        # Killed before its first checkpoint, a peer is back at round 0 whatever its votes say.
+        self.held = resumed or (initial if record is not None else None)
+        if self.held is not None:
+            self.transfers.publish(self.held)
         if self.config.join:
             self._joining = True
             self._loop.call_later(self.config.join_timeout_s, self._join_timed_out)
@@ -127,6 +128,8 @@ class Node:
         self._execute(self.core.start(self._loop.time(), found))
         if self.held is not None:
             self.feed(protocol.StateHeld(self.held.round, self.held.root))
+        elif record is not None:
+            self.feed(protocol.StateHeld(0, bytes(32)))  # nothing: decided on before any rollback
         for link in self.links.all():
             self.feed(protocol.LinkUp(link.peer, link.name, ",".join(link.addresses)))
         early, self._early = self._early, []
