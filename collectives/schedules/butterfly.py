@@ -1,0 +1,78 @@
+"""The weighted butterfly: everybody owns a share, in proportion to what its link carries.
+
+Everybody sends its contribution to each share straight to its owner, and each owner sends the sum
+straight to everybody: direct reduce-scatter and all-gather. Two hops whatever the number of
+members, one encoding per contribution, and a slow peer may own little or nothing: then it sends
+the buffer once and receives it once, which nothing can beat. Four ranks, rank 3 slow:
+
+    contributions   3 ─x3[0]─▶ 0    3 ─x3[1]─▶ 1    3 ─x3[2]─▶ 2      0, 1, 2 likewise
+    finals          0 ─sum[0]▶ *    1 ─sum[1]▶ *    2 ─sum[2]▶ *
+
+A share is cut into slots, and every lane alternates: contributions to slot k, finals of slot
+k - LAG. With whole shares, finals would queue behind contributions; a peer whose contributions
+are more than its finals would first leave its download idle, then its upload:
+
+    lane 0 ─▶ 1     c0  c1  c2 f0  c3 f1  c4 f2 …       c: x0 for 1's share, f: sum of 0's share
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from decentral.collectives.network import Network
+from decentral.collectives.plan import ALIGNMENT, Kind, Plan, Segment, Step
+from decentral.collectives.schedules.order import Key, check, ordered
+from decentral.collectives.schedules.segments import cut, is_used, split
+from decentral.collectives.schedules.shares import shares
+
+MAX_SLOTS = 16
+"""More slots overlap better, but each ends with a short chunk in every lane."""
+MIN_SLOT_ELEMENTS = 1 << 17
+"""A slot is no smaller than what one frame carries (512 KiB of fp32)."""
+LAG = 2
+"""By how many slots finals follow contributions. One would do but for the delay between members:
+contributions of slot k + LAG wait for everybody's of slot k."""
+
+
+def plan(network: Network, rank: int, count: int, alignment: int = ALIGNMENT) -> Plan:
+    """Shares by `shares`; contributions are summed in rank order, starting after the owner."""
+    members = network.members
+    check(members, rank, count)
+    segments, slots = _segments(network, count, alignment)
+    others = [(rank + distance) % members for distance in range(1, members)]
+    steps: list[tuple[Key, Step]] = []
+    for index, segment in enumerate(segments):
+        if not is_used(segment, count):
+            continue
+        slot, owner = slots[index], segment.owner
+        if owner != rank:
+            turn = (rank - owner) % members
+            steps.append(((slot, 0, turn, index), Step(Kind.SEND_PARTIAL, owner, index)))
+            steps.append(((slot + LAG, 1, turn, index), Step(Kind.RECV_FINAL, owner, index)))
+            continue
+        for turn, peer in enumerate(others, start=1):
+            steps.append(((slot, 0, turn, index), Step(Kind.RECV_REDUCE, peer, index)))
+            steps.append(((slot + LAG, 1, turn, index), Step(Kind.SEND_FINAL, peer, index)))
+    return Plan(segments, ordered(steps))
+
+
+def offsets(network: Network, count: int, alignment: int = ALIGNMENT) -> list[int]:
+    """Rank r owns elements [offsets[r], offsets[r + 1])."""
+    return cut(count, shares(network.both_ways_bytes_s), alignment)
+
+
+def _segments(
+    network: Network, count: int, alignment: int
+) -> tuple[tuple[Segment, ...], tuple[int, ...]]:
+    """All segments, and the slot of each."""
+    cuts = offsets(network, count, alignment)
+    largest = max(end - start for start, end in itertools.pairwise(cuts))
+    parts = max(1, min(MAX_SLOTS, largest // MIN_SLOT_ELEMENTS))
+    segments: list[Segment] = []
+    slots: list[int] = []
+    for owner, (start, end) in enumerate(itertools.pairwise(cuts)):
+        inner = split(start, end, parts, alignment) if end > start else [start, end]
+        for slot, (a, b) in enumerate(itertools.pairwise(inner)):
+            segments.append(Segment(a, b - a, owner))
+            slots.append(slot)
+    return tuple(segments), tuple(slots)
