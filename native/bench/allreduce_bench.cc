@@ -102,7 +102,7 @@ void RunPeer(const Options& o, Board& board, int rank) {
     spec.round = static_cast<uint64_t>(run + 1);
     board.Barrier(run + 2, o.peers);
     const double cpu = CpuSeconds();
-    auto op = engine->AllReduce(spec, src.data(), dst.data());
+    auto op = engine->Start(spec, src.data(), dst.data());
     op->Wait(-1);
     if (op->error()) {
       std::fprintf(stderr, "rank %d: %s\n", rank, op->error().text.c_str());

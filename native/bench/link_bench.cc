@@ -146,7 +146,7 @@ Figure Bulk(size_t bytes, int streams, bool encrypt, std::vector<char>& from,
         header.length = static_cast<uint32_t>(std::min(kChunk, bytes - at));
         header.sequence = i;
         a.bulk().Send(b.id(), static_cast<int>(i) % streams, header, from.data() + at % from.size(),
-                      i);
+                      i, 1);
       }
     });
     sink_b.WaitFor(bytes);

@@ -69,7 +69,7 @@ class EngineImpl final : public Engine {
     RunOnDataThread([this] { *alive_ = false; });
   }
 
-  std::shared_ptr<Op> AllReduce(const OpSpec& spec, const float* src, float* dst) override {
+  std::shared_ptr<Op> Start(const OpSpec& spec, const float* src, float* dst) override {
     CheckSpec(spec, context_.self, src, dst);
     auto op = std::make_shared<OpImpl>(context_, spec, src, dst);
     context_.transport.Post([this, op] { Begin(op); });  // before anything our destructor posts
@@ -196,11 +196,7 @@ class EngineImpl final : public Engine {
     const auto member = static_cast<uint32_t>(rank);
     if (op->expects(member, ready.ticket)) return op->OnReady(member, ready);
     if (op->sends_to(member)) return;  // a name used twice; it will be said again
-    op->Fail(Error(ErrorKind::kMismatch, "start",
-                   ShortName(from) + " waits for data that the plan of " +
-                       ShortName(context_.self) + " does not send.",
-                   from),
-             OpImpl::Tell::kEverybody);
+    op->OnUnexpectedReady(member, ready);
   }
 
   void HeardAbort(const PeerId& from, const OpKey& key, const Error& error) {

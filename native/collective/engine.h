@@ -1,4 +1,5 @@
-// Executes plans: all-reduce and friends over a BulkTransport, chunk by chunk.
+// Executes plans: all-reduce, reduce-scatter, all-gather and broadcast over a BulkTransport,
+// chunk by chunk.
 //
 // Vocabulary. The buffer is cut into *segments* (a plan's unit: who owns what) and each segment
 // into *chunks* (the pipeline's unit: what one frame carries). A *plan* is, for one rank, a list
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,11 +41,22 @@ struct Segment {
   uint32_t owner = 0;   // rank that completes the sum, scales, encodes once, and decodes its own
 };
 
+// What the members do together. The engine only needs to know it to compare notes, and because
+// a reduce-scatter's sums go nowhere: they are not encoded.
+enum class OpKind : uint8_t { kAllReduce, kReduceScatter, kAllGather, kBroadcast };
+
+// What the values were before they became fp32, for members to compare.
+enum class ElementType : uint8_t { kFp32, kBf16, kFp16, kBytes };
+
 struct OpSpec {
+  OpKind kind = OpKind::kAllReduce;
   std::vector<PeerId> members;  // rank order: the same on every member
   uint32_t rank = 0;            // ours
   uint64_t count = 0;           // elements, fp32
-  Codec codec = Codec::kFp32;
+  ElementType dtype = ElementType::kFp32;
+  Codec codec = Codec::kFp32;               // what partial sums travel as
+  std::optional<Codec> final_codec = {};    // what final values travel as; none: the same
+  std::string schedule = {};                // the planner's name, at most kMaxScheduleName bytes
   std::vector<Segment> segments;
   std::vector<PlanStep> steps;
   float weight = 1.0f;  // our source counts times this
@@ -52,6 +65,7 @@ struct OpSpec {
   uint64_t round = 0;
   uint32_t attempt = 0;
   uint32_t tag = 0;
+  int priority = 1;  // chunks of a lower number go first, where several operations share a stream
   // Upper bound for a frame's payload before encoding, rounded down to whole int8 blocks. The
   // receiver's value rules; members may differ in it without changing a bit.
   uint32_t chunk_bytes = 512 << 10;
@@ -64,6 +78,7 @@ struct OpSpec {
 };
 
 inline constexpr uint32_t kMaxChunkBytes = 4 << 20;  // what endpoints accept in one frame
+inline constexpr size_t kMaxScheduleName = 16;
 
 struct OpStats {
   uint64_t bytes_sent = 0, bytes_received = 0;  // payload and headers
@@ -97,11 +112,12 @@ class Engine : public BulkHandler {
   // engine from its transport, then destroy it (which closes, too, but once detached it can only
   // wait in vain, for two seconds).
   virtual void Close() = 0;
-  // dst = scale * sum over members of weight_m * src_m, the same bits everywhere. src and dst are
-  // fp32 arrays of spec.count elements, distinct, borrowed until done. Throws Error(kConfig).
-  // Members compare (count, codec, segments, scale, members) before any byte moves: kMismatch
-  // names who differs in what.
-  virtual std::shared_ptr<Op> AllReduce(const OpSpec&, const float* src, float* dst) = 0;
+  // All-reduce: dst = scale * sum over members of weight_m * src_m, the same bits everywhere. The
+  // others fill the segments of dst that their plan makes final here. src and dst are fp32 arrays
+  // of spec.count elements, distinct, borrowed until done. Throws Error(kConfig). Members compare
+  // notes (what, count, codec, plan, scale, members) before any byte moves: kMismatch names who
+  // differs in what.
+  virtual std::shared_ptr<Op> Start(const OpSpec&, const float* src, float* dst) = 0;
 };
 
 }  // namespace decentral

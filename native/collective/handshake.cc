@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdio>
 #include <cstring>
+#include <iterator>
 
 #include "core/hash.h"
 
@@ -32,6 +34,24 @@ std::string Printable(const uint8_t* data, size_t size) {
   return text;
 }
 
+std::string KindName(uint8_t kind) {
+  static constexpr const char* kNames[] = {"an all-reduce", "a reduce-scatter", "an all-gather",
+                                           "a broadcast"};
+  return kind < std::size(kNames) ? kNames[kind] : "an unknown operation";
+}
+
+std::string TypeName(uint8_t dtype) {
+  static constexpr const char* kNames[] = {"fp32", "bf16", "fp16", "bytes"};
+  return dtype < std::size(kNames) ? kNames[dtype] : "unknown";
+}
+
+std::string ScheduleName(const ReadyFrame& f) {
+  const auto end = std::find(f.schedule.begin(), f.schedule.end(), '\0');
+  const auto size = static_cast<size_t>(end - f.schedule.begin());
+  const std::string name = Printable(reinterpret_cast<const uint8_t*>(f.schedule.data()), size);
+  return name.empty() ? "(none)" : name;
+}
+
 std::string Number(float value) {
   char text[32];
   std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(value));
@@ -45,10 +65,11 @@ std::string EncodeReady(const ReadyFrame& f) {
   Put(out, f.ticket);
   Put(out, f.granted);
   Put(out, f.chunk_bytes);
-  Put(out, f.codec);
+  for (const uint8_t byte : {f.kind, f.dtype, f.codec, f.final_codec}) Put(out, byte);
   Put(out, f.member_count);
   Put(out, std::bit_cast<uint32_t>(f.scale));
   Put(out, f.count);
+  out.append(f.schedule.begin(), f.schedule.end());
   out.append(f.members.begin(), f.members.end());
   out.append(f.segments.begin(), f.segments.end());
   return out;
@@ -60,12 +81,16 @@ std::optional<ReadyFrame> DecodeReady(const uint8_t* payload, size_t size) {
   f.ticket = Get<uint32_t>(payload);
   f.granted = Get<uint32_t>(payload + 4);
   f.chunk_bytes = Get<uint32_t>(payload + 8);
-  f.codec = Get<uint32_t>(payload + 12);
+  f.kind = payload[12];
+  f.dtype = payload[13];
+  f.codec = payload[14];
+  f.final_codec = payload[15];
   f.member_count = Get<uint32_t>(payload + 16);
   f.scale = std::bit_cast<float>(Get<uint32_t>(payload + 20));
   f.count = Get<uint64_t>(payload + 24);
-  std::copy_n(payload + 32, 32, f.members.begin());
-  std::copy_n(payload + 64, 32, f.segments.begin());
+  std::copy_n(payload + 32, f.schedule.size(), f.schedule.begin());
+  std::copy_n(payload + 48, 32, f.members.begin());
+  std::copy_n(payload + 80, 32, f.segments.begin());
   return f;
 }
 
@@ -104,10 +129,15 @@ std::optional<Error> DecodeAbort(const uint8_t* payload, size_t size) {
 ReadyFrame Describe(const OpSpec& spec) {
   ReadyFrame f;
   f.chunk_bytes = spec.chunk_bytes;
-  f.codec = static_cast<uint32_t>(spec.codec);
+  f.kind = static_cast<uint8_t>(spec.kind);
+  f.dtype = static_cast<uint8_t>(spec.dtype);
+  f.codec = static_cast<uint8_t>(spec.codec);
+  f.final_codec = static_cast<uint8_t>(spec.final_codec.value_or(spec.codec));
   f.member_count = static_cast<uint32_t>(spec.members.size());
   f.scale = spec.scale;
   f.count = spec.count;
+  std::copy_n(spec.schedule.begin(), std::min(spec.schedule.size(), f.schedule.size()),
+              f.schedule.begin());
   std::string members, segments;
   for (const PeerId& id : spec.members) members.append(id.begin(), id.end());
   for (const Segment& s : spec.segments) {
@@ -124,11 +154,21 @@ std::string Difference(const ReadyFrame& theirs, const ReadyFrame& ours, const P
   const auto says = [&](const std::string& what, const std::string& a, const std::string& b) {
     return what + " " + a + ", " + ShortName(us) + " has " + what + " " + b;
   };
+  if (theirs.kind != ours.kind) {
+    return "started " + KindName(theirs.kind) + ", " + ShortName(us) + " " + KindName(ours.kind);
+  }
   if (theirs.count != ours.count) {
     return says("count", std::to_string(theirs.count), std::to_string(ours.count));
   }
+  if (theirs.dtype != ours.dtype) {
+    return says("dtype", TypeName(theirs.dtype), TypeName(ours.dtype));
+  }
   if (theirs.codec != ours.codec) {
     return says("codec", CodecName(theirs.codec), CodecName(ours.codec));
+  }
+  if (theirs.final_codec != ours.final_codec) {
+    return says("codec of final values", CodecName(theirs.final_codec),
+                CodecName(ours.final_codec));
   }
   if (theirs.member_count != ours.member_count) {
     return says("number of members", std::to_string(theirs.member_count),
@@ -140,6 +180,9 @@ std::string Difference(const ReadyFrame& theirs, const ReadyFrame& ours, const P
   if (std::bit_cast<uint32_t>(theirs.scale) != std::bit_cast<uint32_t>(ours.scale)) {
     return says("scale", Number(theirs.scale), Number(ours.scale));
   }
+  if (theirs.schedule != ours.schedule) {
+    return says("schedule", ScheduleName(theirs), ScheduleName(ours));
+  }
   if (theirs.segments != ours.segments) {
     return "another plan (other segments) than " + ShortName(us);
   }
@@ -147,15 +190,8 @@ std::string Difference(const ReadyFrame& theirs, const ReadyFrame& ours, const P
 }
 
 const char* CodecName(uint32_t codec) {
-  switch (static_cast<Codec>(codec)) {
-    case Codec::kFp32:
-      return "fp32";
-    case Codec::kBf16:
-      return "bf16";
-    case Codec::kInt8:
-      return "int8";
-  }
-  return "unknown";
+  const CodecInfo* info = InfoOf(codec);
+  return info == nullptr ? "unknown" : info->name;
 }
 
 std::string ShortName(const PeerId& id) {

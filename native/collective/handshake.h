@@ -6,12 +6,13 @@
 //                          operation that is over, whatever its key, finds no buffer
 //      4 u32 granted       the sender may send chunks with sequence < granted
 //      8 u32 chunk_bytes   the receiver's pipeline grain; rules for this pair
-//     12 u32 codec
+//     12 u8 what, u8 dtype, u8 codec of partial sums, u8 codec of final values
 //     16 u32 member count
 //     20 f32 scale
 //     24 u64 count
-//     32 u8[32] SHA-256 of the members' ids in rank order
-//     64 u8[32] SHA-256 of the segments
+//     32 char[16] the schedule's name, zero-padded
+//     48 u8[32] SHA-256 of the members' ids in rank order
+//     80 u8[32] SHA-256 of the segments
 //
 //   kOpReady, flags 1: "go on" or "I am still at it" (to any neighbour)
 //      0 u32 ticket        of the kOpReady that this extends; 0: none
@@ -24,6 +25,7 @@
 //        the rest          one sentence
 #pragma once
 
+#include <array>
 #include <compare>
 #include <cstdint>
 #include <optional>
@@ -47,14 +49,15 @@ inline constexpr uint8_t kReadyFlag = 0;
 inline constexpr uint8_t kProgressFlag = 1;
 
 struct ReadyFrame {
-  static constexpr size_t kSize = 96;
+  static constexpr size_t kSize = 112;
   uint32_t ticket = 0;
   uint32_t granted = 0;
   uint32_t chunk_bytes = 0;
-  uint32_t codec = 0;
+  uint8_t kind = 0, dtype = 0, codec = 0, final_codec = 0;
   uint32_t member_count = 0;
   float scale = 0;
   uint64_t count = 0;
+  std::array<char, kMaxScheduleName> schedule{};
   Hash256 members{};
   Hash256 segments{};
 };

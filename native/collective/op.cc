@@ -14,7 +14,12 @@ bool IsSend(PlanStep::Kind kind) {
 }  // namespace
 
 OpImpl::OpImpl(OpContext& context, OpSpec spec, const float* src, float* dst)
-    : context_(context), spec_(std::move(spec)), src_(src), dst_(dst), ours_(Describe(spec_)) {
+    : context_(context),
+      spec_(std::move(spec)),
+      final_codec_(spec_.final_codec.value_or(spec_.codec)),
+      src_(src),
+      dst_(dst),
+      ours_(Describe(spec_)) {
   BuildState();
 }
 
@@ -71,14 +76,6 @@ void OpImpl::BuildState() {
   }
   for (uint32_t i = 0; i < spec_.steps.size(); ++i) AddLaneStep(i);
   MarkWindowed();
-  uint64_t store_size = 0;
-  for (size_t i = 0; i < segments_.size(); ++i) {
-    if (!segments_[i].stored) continue;
-    segments_[i].store_offset = store_size;
-    store_size += (EncodedSize(spec_.codec, spec_.segments[i].count) + 63) / 64 * 64;
-  }
-  // Not from the pool yet: that belongs to the data thread.
-  store_.capacity = store_size;
   for (uint32_t rank = 0; rank < n; ++rank) {
     if (!send_[rank].steps.empty()) ++lanes_left_;
     if (!send_[rank].steps.empty() || !recv_[rank].steps.empty()) neighbours_.push_back(rank);
@@ -91,9 +88,6 @@ void OpImpl::AddLaneStep(uint32_t index) {
   ordinal_.push_back(segment.receives);
   if (IsSend(step.kind)) {
     send_[step.peer].steps.push_back(index);
-    if (step.kind == PlanStep::Kind::kSendFinal && spec_.codec != Codec::kFp32) {
-      segment.stored = true;
-    }
     return;
   }
   RecvLane& lane = recv_[step.peer];
@@ -121,8 +115,6 @@ void OpImpl::MarkWindowed() {
 void OpImpl::Start(uint32_t serial) {
   serial_ = serial;
   if (state_ != State::kRunning) return;  // called off before it began
-  const size_t store_size = store_.capacity;
-  if (store_size > 0) store_ = context_.pool.Take(store_size);
   ticked_ms_ = context_.now_ms();
   std::fill(heard_ms_.begin(), heard_ms_.end(), ticked_ms_);
   // What nobody else contributes to is complete as it is.
@@ -148,12 +140,7 @@ void OpImpl::OnReady(uint32_t rank, const ReadyFrame& theirs) {
   if (!running()) return;
   if (send_[rank].ready) return OnProgress(rank, {theirs.ticket, theirs.granted});
   Heard(rank);
-  const std::string difference = Difference(theirs, ours_, context_.self);
-  if (!difference.empty()) {
-    return Fail(Error(ErrorKind::kMismatch, Phase(), Name(rank) + " has " + difference + ".",
-                      spec_.members[rank]),
-                Tell::kEverybody);
-  }
+  if (!Compare(rank, theirs)) return;
   if (theirs.chunk_bytes > kMaxChunkBytes || theirs.ticket == 0) {
     return Fail(
         Error(ErrorKind::kProtocol, Phase(),
@@ -167,6 +154,25 @@ void OpImpl::OnReady(uint32_t rank, const ReadyFrame& theirs) {
   lane.granted = theirs.granted;
   Pump(rank);
   FinishIfComplete();
+}
+
+// False: we differ, and the operation has failed.
+bool OpImpl::Compare(uint32_t rank, const ReadyFrame& theirs) {
+  const std::string difference = Difference(theirs, ours_, context_.self);
+  if (difference.empty()) return true;
+  Fail(Error(ErrorKind::kMismatch, Phase(), Name(rank) + " has " + difference + ".",
+             spec_.members[rank]),
+       Tell::kEverybody);
+  return false;
+}
+
+void OpImpl::OnUnexpectedReady(uint32_t rank, const ReadyFrame& theirs) {
+  if (!running() || !Compare(rank, theirs)) return;
+  Fail(Error(ErrorKind::kMismatch, Phase(),
+             Name(rank) + " waits for data that the plan of " + ShortName(context_.self) +
+                 " does not send.",
+             spec_.members[rank]),
+       Tell::kEverybody);
 }
 
 void OpImpl::OnProgress(uint32_t rank, const ProgressFrame& theirs) {
@@ -189,15 +195,19 @@ void OpImpl::OnAbort(uint32_t rank, const Error& theirs) {
   Fail(error, Tell::kNobody);
 }
 
+// Also when further streams have been opened.
 void OpImpl::OnBulkUp(uint32_t rank, int streams) {
   SendLane& lane = send_[rank];
-  if (lane.steps.empty() || lane.streams > 0) return;
+  if (lane.steps.empty() || lane.streams >= streams) return;
   lane.streams = streams;
+  auto& load = context_.stream_load[spec_.members[rank]];
+  if (load.size() < static_cast<size_t>(streams)) load.resize(streams);
   Pump(rank);
   FinishIfComplete();
 }
 
 void OpImpl::OnBulkDown(uint32_t rank, const Error& why) {
+  context_.stream_load.erase(spec_.members[rank]);
   for (auto it = in_flight_.begin(); it != in_flight_.end();) {
     if (it->second.rank != rank) {
       ++it;
@@ -249,7 +259,6 @@ void OpImpl::Settle() {
   const bool over = state_ == State::kFailing && borrowed_ == 0;
   if (over) state_ = State::kDone;
   if (state_ == State::kFailing) return;
-  if (quiet()) ReleaseScratch();
   context_.settled(*this);
   if (over) Publish(failure_);
 }
@@ -265,7 +274,6 @@ void OpImpl::FinishIfComplete() {
     return;
   }
   state_ = State::kDone;
-  ReleaseScratch();
   const auto keep = shared_from_this();
   context_.settled(*this);
   Publish(Error());
@@ -281,10 +289,6 @@ void OpImpl::Publish(const Error& error) {
     // Under the lock: a waiter may destroy the operation as soon as it can see done_.
     changed_.notify_all();
   }
-}
-
-void OpImpl::ReleaseScratch() {
-  if (store_) context_.pool.Give(std::move(store_));
 }
 
 int OpImpl::rank_of(const PeerId& peer) const {

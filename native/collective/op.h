@@ -4,9 +4,12 @@
 //
 //              recv lane of peer P                             send lane to peer Q
 //   chunks ──▶ scratch ──▶ DecodeAdd(src or dst) ──▶ dst ──▶ (encode ──▶ scratch) ──▶ chunks
-//          └─▶ dst (final, fp32)     │ owner, last one: scale, encode once, decode its own
-//          └─▶ store (final, lossy)  ▼                             ▲
-//                                  store, dst ─────────────────────┘ final: forwarded as it is
+//          └─▶ dst (final, fp32)     │ owner, last one:                     ▲
+//          └─▶ scratch ─▶ dst        ▼ scale, encode, decode its own        │
+//              (final, lossy)       dst ────────────────────────────────────┘
+//
+// Final values are kept decoded only: encoding them again gives the owner's bytes (codec.h), so
+// that whoever passes them on needs no copy of what came.
 //
 // Chunks of our *grid* (our chunk_bytes) count what has arrived; a send lane cuts segments by its
 // receiver's grain, and waits for the chunks of our grid that its next piece overlaps.
@@ -38,6 +41,10 @@ struct OpContext {
   PeerId self;
   std::function<int64_t()> now_ms;
   ScratchPool pool{};
+  // Per peer and stream: frames of all operations that are in the transport's hands. The next one
+  // takes the emptiest stream, so that a slow stream never holds up a chunk that another could
+  // carry.
+  std::map<PeerId, std::vector<uint32_t>> stream_load{};
   // An operation is over (user memory is free): remember its outcome; and again when the
   // transport has let go of everything (op.quiet()).
   std::function<void(class OpImpl&)> settled{};
@@ -58,6 +65,8 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   // Data thread only, from here on.
   void Start(uint32_t serial);
   void OnReady(uint32_t rank, const ReadyFrame&);
+  // From a member that our plan sends nothing to.
+  void OnUnexpectedReady(uint32_t rank, const ReadyFrame&);
   void OnProgress(uint32_t rank, const ProgressFrame&);
   void OnAbort(uint32_t rank, const Error& theirs);
   void OnBulkUp(uint32_t rank, int streams);
@@ -96,8 +105,6 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
     uint64_t chunks = 0;             // of our grid
     uint32_t receives = 0;           // receive steps in our plan
     std::vector<uint32_t> received;  // per chunk: how many of those are applied
-    bool stored = false;             // lossy, and we send its final encoding
-    uint64_t store_offset = 0;
   };
   // What we send to one peer, in the order in which it leaves.
   struct SendLane {
@@ -124,6 +131,7 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   };
   struct InFlight {
     uint32_t rank = 0;
+    uint32_t stream = 0;
     bool borrows = false;  // user memory
     ScratchPool::Buffer scratch;
   };
@@ -146,7 +154,11 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   void FinishIfComplete();
   void Settle();
   void Publish(const Error&);
-  void ReleaseScratch();
+  bool Compare(uint32_t rank, const ReadyFrame&);
+  Codec CodecOf(const PlanStep& step) const {
+    const bool final = step.kind == PlanStep::Kind::kSendFinal || step.kind == PlanStep::Kind::kRecvFinal;
+    return final ? final_codec_ : spec_.codec;
+  }
   std::string Name(uint32_t rank) const { return ShortName(spec_.members[rank]); }
   FrameHeader Header(FrameType type) const;
   void SendControl(uint32_t rank, FrameType type, uint8_t flags, const std::string& payload);
@@ -171,11 +183,11 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   void Arrived(Landing);
   void Apply(const Landing&);
   void CompleteOwned(uint32_t segment, Piece);
-  uint8_t* StoreAt(uint32_t segment, uint64_t offset_in_segment);
   void Grant(uint32_t rank);
 
   OpContext& context_;
   const OpSpec spec_;
+  const Codec final_codec_;
   const float* const src_;
   float* const dst_;
 
@@ -192,7 +204,6 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   size_t lanes_left_ = 0;      // send lanes that are not finished
   uint64_t chunks_left_ = 0;   // to be applied
   uint64_t reduces_left_ = 0;  // of those, kRecvReduce
-  ScratchPool::Buffer store_;  // final encodings, whole segments, lossy codecs only
   std::unordered_map<uint64_t, InFlight> in_flight_;      // by cookie
   std::map<std::pair<uint32_t, int>, Landing> landings_;  // by (rank, stream)
   // Chunks that came before their turn, by (segment, chunk, ordinal).

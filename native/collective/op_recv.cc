@@ -30,12 +30,6 @@ bool OpImpl::Locate(const RecvLane& lane, uint64_t sequence, uint32_t* step,
   return true;
 }
 
-uint8_t* OpImpl::StoreAt(uint32_t segment, uint64_t offset_in_segment) {
-  // Offsets are whole int8 blocks, so encodings of pieces line up with that of the whole.
-  return store_.data() + segments_[segment].store_offset +
-         EncodedSize(spec_.codec, offset_in_segment);
-}
-
 uint8_t* OpImpl::OnHeader(uint32_t rank, int stream, const FrameHeader& header) {
   if (!running()) return nullptr;
   RecvLane& lane = recv_[rank];
@@ -46,7 +40,7 @@ uint8_t* OpImpl::OnHeader(uint32_t rank, int stream, const FrameHeader& header) 
   const PlanStep* step = known ? &spec_.steps[landing.step] : nullptr;
   const Piece piece = known ? ChunkOf(step->segment, landing.chunk) : Piece{};
   if (!known || lane.seen[sequence] || landings_.count({rank, stream}) > 0 ||
-      header.length != EncodedSize(spec_.codec, piece.count)) {
+      header.length != EncodedSize(CodecOf(*step), piece.count)) {
     Fail(Error(ErrorKind::kProtocol, Phase(),
                Name(rank) + " sent a chunk that our plan does not expect (number " +
                    std::to_string(sequence) + ", " + std::to_string(header.length) + " bytes).",
@@ -58,9 +52,7 @@ uint8_t* OpImpl::OnHeader(uint32_t rank, int stream, const FrameHeader& header) 
   Heard(rank);
   const SegmentState& segment = segments_[step->segment];
   const bool final = step->kind == PlanStep::Kind::kRecvFinal;
-  if (final && segment.stored) {
-    landing.data = StoreAt(step->segment, piece.offset - spec_.segments[step->segment].offset);
-  } else if (final && spec_.codec == Codec::kFp32 &&
+  if (final && final_codec_ == Codec::kFp32 &&
              segment.received[landing.chunk] == ordinal_[landing.step]) {
     landing.data = reinterpret_cast<uint8_t*>(dst_ + piece.offset);
     landing.in_place = landing.borrows = true;
@@ -120,7 +112,7 @@ void OpImpl::Apply(const Landing& landing) {
   const Piece piece = ChunkOf(step.segment, landing.chunk);
   float* const out = dst_ + piece.offset;
   if (step.kind == PlanStep::Kind::kRecvFinal) {
-    if (!landing.in_place) Decode(spec_.codec, landing.data, piece.count, out);
+    if (!landing.in_place) Decode(final_codec_, landing.data, piece.count, out);
     return;
   }
   // The first contribution meets our source, later ones meet the sum so far.
@@ -137,29 +129,23 @@ void OpImpl::Apply(const Landing& landing) {
   }
 }
 
-// dst = decode(encode(scale * sum)): the owner takes what everybody else will get.
+// dst = decode(encode(scale * sum)): the owner takes what everybody else will get, if there is
+// somebody else to get it.
 void OpImpl::CompleteOwned(uint32_t segment, Piece piece) {
   float* const out = dst_ + piece.offset;
   if (segments_[segment].receives == 0) {  // nobody contributes but us
     Encode(Codec::kFp32, src_ + piece.offset, piece.count, spec_.weight,
            reinterpret_cast<uint8_t*>(out));
   }
-  if (spec_.codec == Codec::kFp32) {
+  if (final_codec_ == Codec::kFp32 || spec_.kind == OpKind::kReduceScatter) {
     if (spec_.scale != 1.0f) {
       Encode(Codec::kFp32, out, piece.count, spec_.scale, reinterpret_cast<uint8_t*>(out));
     }
     return;
   }
-  ScratchPool::Buffer scratch;
-  uint8_t* encoded = nullptr;
-  if (segments_[segment].stored) {
-    encoded = StoreAt(segment, piece.offset - spec_.segments[segment].offset);
-  } else {
-    scratch = context_.pool.Take(EncodedSize(spec_.codec, piece.count));
-    encoded = scratch.data();
-  }
-  Encode(spec_.codec, out, piece.count, spec_.scale, encoded);
-  Decode(spec_.codec, encoded, piece.count, out);
+  ScratchPool::Buffer scratch = context_.pool.Take(EncodedSize(final_codec_, piece.count));
+  Encode(final_codec_, out, piece.count, spec_.scale, scratch.data());
+  Decode(final_codec_, scratch.data(), piece.count, out);
   context_.pool.Give(std::move(scratch));
 }
 

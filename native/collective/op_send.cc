@@ -6,8 +6,8 @@
 namespace decentral {
 namespace {
 
-// Frames per stream in the transport's hands: enough to keep it writing while we are elsewhere.
-constexpr int kAheadPerStream = 4;
+// Frames per stream in the transport's hands: one being written, one to go on with.
+constexpr int kAheadPerStream = 2;
 
 }  // namespace
 
@@ -58,46 +58,50 @@ void OpImpl::SendNext(uint32_t rank) {
   const Segment& segment = spec_.segments[step.segment];
   const uint64_t first = lane.chunk * lane.grain;
   const uint64_t count = std::min(lane.grain, segment.count - first);
-  const size_t size = EncodedSize(spec_.codec, count);
+  const Codec codec = CodecOf(step);
+  const size_t size = EncodedSize(codec, count);
 
   InFlight frame;
   frame.rank = rank;
   const void* payload = nullptr;
-  if (step.kind == PlanStep::Kind::kSendFinal && spec_.codec != Codec::kFp32) {
-    payload = StoreAt(step.segment, first);
+  // A partial sum that received nothing yet is our own source.
+  const bool own = step.kind == PlanStep::Kind::kSendPartial && ordinal_[index] == 0;
+  const float* values = (own ? src_ : dst_) + segment.offset + first;
+  const float weight = own ? spec_.weight : 1.0f;
+  if (codec == Codec::kFp32 && weight == 1.0f) {
+    payload = values;
+    frame.borrows = true;
+    ++borrowed_;
   } else {
-    // A partial sum that received nothing yet is our own source.
-    const bool own = step.kind == PlanStep::Kind::kSendPartial && ordinal_[index] == 0;
-    const float* values = (own ? src_ : dst_) + segment.offset + first;
-    const float weight = own ? spec_.weight : 1.0f;
-    if (spec_.codec == Codec::kFp32 && weight == 1.0f) {
-      payload = values;
-      frame.borrows = true;
-      ++borrowed_;
-    } else {
-      frame.scratch = context_.pool.Take(size);
-      Encode(spec_.codec, values, count, weight, frame.scratch.data());
-      payload = frame.scratch.data();
-    }
+    frame.scratch = context_.pool.Take(size);
+    Encode(codec, values, count, weight, frame.scratch.data());
+    payload = frame.scratch.data();
   }
 
   FrameHeader header = Header(FrameType::kChunk);
   header.length = static_cast<uint32_t>(size);
   header.sequence = uint64_t{lane.ticket} << 32 | lane.sequence;
-  const int stream = static_cast<int>(lane.sequence % static_cast<uint64_t>(lane.streams));
+  auto& load = context_.stream_load[spec_.members[rank]];
+  load.resize(std::max(load.size(), static_cast<size_t>(lane.streams)));
+  const auto emptiest = std::min_element(load.begin(), load.begin() + lane.streams);
+  frame.stream = static_cast<uint32_t>(emptiest - load.begin());
+  ++*emptiest;
   const uint64_t cookie = uint64_t{serial_} << 32 | ++last_cookie_;
   ++lane.chunk;
   ++lane.sequence;
   ++lane.in_flight;
   bytes_sent_ += FrameHeader::kSize + size;
+  const int stream = static_cast<int>(frame.stream);
   in_flight_.emplace(cookie, std::move(frame));
-  context_.transport.Send(spec_.members[rank], stream, header, payload, cookie);
+  context_.transport.Send(spec_.members[rank], stream, header, payload, cookie, spec_.priority);
 }
 
 void OpImpl::OnSent(uint64_t cookie) {
   const auto it = in_flight_.find(cookie);
   if (it == in_flight_.end()) return;  // the link went down meanwhile
   const uint32_t rank = it->second.rank;
+  auto& load = context_.stream_load[spec_.members[rank]];
+  if (it->second.stream < load.size() && load[it->second.stream] > 0) --load[it->second.stream];
   if (it->second.borrows) --borrowed_;
   context_.pool.Give(std::move(it->second.scratch));
   in_flight_.erase(it);

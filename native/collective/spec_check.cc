@@ -72,6 +72,18 @@ void CheckSteps(const OpSpec& spec) {
   }
 }
 
+// A sum of such values cannot be encoded again: only what is our own may leave.
+void CheckSentOnce(const OpSpec& spec) {
+  std::vector<bool> reduced(spec.segments.size());
+  for (const PlanStep& step : spec.steps) {
+    if (step.kind == PlanStep::Kind::kRecvReduce) reduced[step.segment] = true;
+    if (step.kind == PlanStep::Kind::kSendPartial && reduced[step.segment]) {
+      Refuse(std::string("codec ") + InfoOf(spec.codec).name +
+             " cannot carry sums of several members: choose a butterfly");
+    }
+  }
+}
+
 }  // namespace
 
 void CheckSpec(const OpSpec& spec, const PeerId& self, const float* src, const float* dst) {
@@ -82,8 +94,10 @@ void CheckSpec(const OpSpec& spec, const PeerId& self, const float* src, const f
   const uint64_t bytes = spec.count * sizeof(float);
   if (spec.count > 0 && s < d + bytes && d < s + bytes) Refuse("src and dst overlap");
   if (s % alignof(float) != 0 || d % alignof(float) != 0) Refuse("a buffer is not aligned");
-  if (static_cast<uint8_t>(spec.codec) > static_cast<uint8_t>(Codec::kInt8))
-    Refuse("no such codec");
+  for (const Codec codec : {spec.codec, spec.final_codec.value_or(spec.codec)}) {
+    if (InfoOf(static_cast<uint32_t>(codec)) == nullptr) Refuse("no such codec");
+  }
+  if (spec.schedule.size() > kMaxScheduleName) Refuse("a schedule's name has 16 bytes at most");
   if (!std::isfinite(spec.weight) || !std::isfinite(spec.scale)) {
     Refuse("weight and scale must be finite");
   }
@@ -91,6 +105,7 @@ void CheckSpec(const OpSpec& spec, const PeerId& self, const float* src, const f
   if (spec.silence_limit_ms <= 0 || spec.start_limit_ms <= 0) Refuse("limits must be positive");
   CheckSegments(spec);
   CheckSteps(spec);
+  if (!InfoOf(spec.codec).rides_ring) CheckSentOnce(spec);
 }
 
 }  // namespace decentral

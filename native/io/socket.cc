@@ -228,4 +228,32 @@ void TuneLinkSocket(int fd, const LinkSocketOptions& options) {
 #endif
 }
 
+void TuneBulkSocket(int fd, const std::string& congestion) {
+#ifdef TCP_NOTSENT_LOWAT
+  Set(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, 512 << 10);
+#endif
+#ifdef TCP_CONGESTION
+  if (!congestion.empty()) {
+    setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, congestion.data(),
+               static_cast<socklen_t>(congestion.size()));
+  }
+#endif
+  (void)congestion;
+}
+
+std::string CongestionError(const std::string& congestion) {
+  if (congestion.empty()) return "";
+#ifdef TCP_CONGESTION
+  const Fd probe = NewSocket(AF_INET);
+  if (probe && setsockopt(probe.get(), IPPROTO_TCP, TCP_CONGESTION, congestion.data(),
+                          static_cast<socklen_t>(congestion.size())) == 0) {
+    return "";
+  }
+  return "this system has no congestion control '" + congestion +
+         "' (see net.ipv4.tcp_available_congestion_control)";
+#else
+  return "this system does not let a program choose its congestion control";
+#endif
+}
+
 }  // namespace decentral

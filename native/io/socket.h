@@ -49,5 +49,10 @@ struct LinkSocketOptions {
   bool control;          // keep the kernel's queue short, so that priorities mean something
 };
 void TuneLinkSocket(int fd, const LinkSocketOptions& options);
+// On top, for bulk: which congestion control (empty: the system's), and how much of what is not
+// yet on the wire the kernel takes: the rest can still be overtaken.
+void TuneBulkSocket(int fd, const std::string& congestion);
+// Empty if this system has that congestion control; else why not, in a sentence.
+std::string CongestionError(const std::string& congestion);
 
 }  // namespace decentral

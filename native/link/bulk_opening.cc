@@ -5,6 +5,8 @@
 //      │ ───────── kBulkWanted {token} ─────▶ │   over the control stream
 //      │ ◀════ N × (TCP, TLS, kBulkHello {token, index, N}) ═ │
 //      │ ════ N × kBulkHello {} ════════════▶ │   once all N are bound: OnBulkUp on both ends
+//
+// The same again, with the number of further streams in kBulkWanted's tag, adds to what is open.
 #include <openssl/crypto.h>
 #include <openssl/rand.h>
 
@@ -18,11 +20,24 @@ void ControlPlane::WantBulk(LinkId link) {
   loop_.Post([this, link] {
     const ConnectionPtr c = FindLink(link);
     if (!c || c->bulk != BulkState::kNone) return;
-    if (!c->tls_client) return IssueToken(c);
-    c->bulk = BulkState::kOpening;
-    c->bulk_deadline = Clock::now() + std::chrono::milliseconds(options_.handshake_timeout_ms);
-    Queue(c, {.type = FrameType::kBulkWanted}, "", 0);
+    AskForBulk(c);
   });
+}
+
+void ControlPlane::GrowBulk(LinkId link, int streams) {
+  loop_.Post([this, link, streams] {
+    const ConnectionPtr c = FindLink(link);
+    if (!c || c->bulk != BulkState::kUp || c->bulk_open >= streams) return;
+    c->bulk_more = std::min(streams, kMaxBulkStreams) - c->bulk_open;
+    if (c->bulk_more > 0) AskForBulk(c);
+  });
+}
+
+void ControlPlane::AskForBulk(const ConnectionPtr& c) {
+  if (!c->tls_client) return IssueToken(c);
+  c->bulk = BulkState::kOpening;
+  c->bulk_deadline = Clock::now() + std::chrono::milliseconds(options_.handshake_timeout_ms);
+  Queue(c, {.type = FrameType::kBulkWanted, .tag = static_cast<uint32_t>(c->bulk_more)}, "", 0);
 }
 
 void ControlPlane::IssueToken(const ConnectionPtr& c) {
@@ -35,7 +50,8 @@ void ControlPlane::IssueToken(const ConnectionPtr& c) {
     return BulkOpenFailed(c, Error(ErrorKind::kConfig, "bulk", "no random bytes to be had"), true);
   }
   const uint8_t flags = options_.encrypt_bulk ? 0 : kFlagPlain;
-  Queue(c, {.type = FrameType::kBulkWanted, .flags = flags}, c->token, 0);
+  const auto more = static_cast<uint32_t>(c->bulk_more);
+  Queue(c, {.type = FrameType::kBulkWanted, .flags = flags, .tag = more}, c->token, 0);
 }
 
 void ControlPlane::OnBulkWanted(const ConnectionPtr& c, const FrameHeader& header,
@@ -58,11 +74,17 @@ void ControlPlane::OnBulkWanted(const ConnectionPtr& c, const FrameHeader& heade
     c->token = payload;
     return;
   }
+  const bool first = c->bulk_open == 0;
+  const int room = kMaxBulkStreams - c->bulk_open;
+  const int more = std::min(static_cast<int>(std::min<uint32_t>(header.tag, kMaxBulkStreams)), room);
+  if (!first && more == 0) return;  // it has enough
   if (!has_token) {
-    if (c->bulk == BulkState::kNone) IssueToken(c);
+    c->bulk_more = first ? 0 : more;
+    if (c->bulk == (first ? BulkState::kNone : BulkState::kUp)) IssueToken(c);
     return;
   }
-  if (c->bulk == BulkState::kUp || !c->bulk_dials.empty()) return;
+  if (!c->bulk_dials.empty()) return;
+  c->bulk_more = first ? 0 : more;
   c->token.clear();
   OpenStreams(c, payload, (header.flags & kFlagPlain) && !options_.encrypt_bulk);
 }
@@ -70,7 +92,8 @@ void ControlPlane::OnBulkWanted(const ConnectionPtr& c, const FrameHeader& heade
 void ControlPlane::OpenStreams(const ConnectionPtr& c, const std::string& token, bool plain) {
   c->bulk = BulkState::kOpening;
   c->bulk_deadline = Clock::now() + std::chrono::milliseconds(options_.handshake_timeout_ms);
-  c->bulk_count = std::clamp(options_.bulk_streams, 1, kMaxBulkStreams);
+  const int count = c->bulk_more > 0 ? c->bulk_more : options_.bulk_streams;
+  c->bulk_count = std::clamp(count, 1, kMaxBulkStreams - c->bulk_open);
   c->token = token;
   std::vector<std::shared_ptr<TcpDial>> dials;
   for (int i = 0; i < c->bulk_count; ++i) {
@@ -156,7 +179,8 @@ void ControlPlane::BindBulk(const ConnectionPtr& c) {
     }
   }
   const bool fits =
-      owner && header->attempt >= 1 && header->attempt <= kMaxBulkStreams &&
+      owner && header->attempt >= 1 &&
+      header->attempt <= static_cast<uint32_t>(kMaxBulkStreams - owner->bulk_open) &&
       header->tag < header->attempt &&
       (owner->bulk_count == 0 || owner->bulk_count == static_cast<int>(header->attempt)) &&
       !(owner->bulk_bound >> header->tag & 1) && (!c->stream->tls() || c->peer == owner->peer);
@@ -185,6 +209,8 @@ void ControlPlane::BulkUp(LinkId link) {
   loop_.Post([this, link] {
     if (const ConnectionPtr c = FindLink(link)) {
       c->bulk = BulkState::kUp;
+      c->bulk_open += c->bulk_count;
+      c->bulk_more = 0;
       c->bulk_dials.clear();
       c->token.clear();
     }
@@ -192,9 +218,11 @@ void ControlPlane::BulkUp(LinkId link) {
 }
 
 // The link itself lives on: the layer above may still need its control stream, and may ask again.
+// So do the streams that it has, if these were to be further ones.
 void ControlPlane::BulkOpenFailed(const ConnectionPtr& link, const Error& why, bool tell_peer) {
   if (link->bulk != BulkState::kOpening) return;
-  link->bulk = BulkState::kNone;
+  link->bulk = link->bulk_open > 0 ? BulkState::kUp : BulkState::kNone;
+  link->bulk_more = 0;
   link->token.clear();
   for (auto& dial : link->bulk_dials) dial->Cancel();
   link->bulk_dials.clear();
@@ -213,7 +241,7 @@ void ControlPlane::StreamFailed(LinkId link, const Error& why) {
   loop_.Post([this, link, why] {
     const ConnectionPtr c = FindLink(link);
     if (!c) return;
-    if (c->bulk == BulkState::kOpening) return BulkOpenFailed(c, why, true);
+    if (c->bulk == BulkState::kOpening && c->bulk_open == 0) return BulkOpenFailed(c, why, true);
     // What came over the control stream before says more than a closed bulk stream.
     if (why.kind == ErrorKind::kClosed) ReadFrames(c);
     if (!c->gone) Fail(c, why);

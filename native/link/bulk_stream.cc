@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+
+#include "io/socket.h"
 
 namespace decentral {
 namespace {
@@ -9,6 +12,8 @@ namespace {
 constexpr size_t kReadBudget = 2 << 20;  // per wake-up: the other streams want their turn
 constexpr size_t kWriteBudget = 2 << 20;
 constexpr size_t kFramesAhead = 8;  // per writev
+// What may no longer be overtaken by a frame of higher priority.
+constexpr size_t kBytesAhead = 512 << 10;
 // Follows "peer 1a2b3c4d ".
 constexpr char kClosedText[] = "closed a bulk stream: it died or left";
 constexpr size_t kDrainBytes = 64 << 10;
@@ -21,15 +26,11 @@ uint8_t* Scratch() {
 
 }  // namespace
 
-BulkStream::BulkStream(Owner* owner, Reactor* loop, std::unique_ptr<Stream> stream, uint64_t link,
-                       int index, uint32_t max_chunk_bytes)
-    : owner_(owner),
-      loop_(loop),
-      stream_(std::move(stream)),
-      link_(link),
-      index_(index),
-      max_chunk_bytes_(max_chunk_bytes) {
-  stream_->SetBulk();
+BulkStream::BulkStream(Owner* owner, Reactor* loop, std::unique_ptr<Stream> stream,
+                       const BulkStreamOptions& options)
+    : owner_(owner), loop_(loop), stream_(std::move(stream)), options_(options) {
+  stream_->SetBulk(options_.gate);
+  TuneBulkSocket(stream_->fd(), options_.congestion);
   read_seen_ = stream_->bytes_read();
   written_seen_ = stream_->bytes_written();
 }
@@ -70,7 +71,14 @@ void BulkStream::Hold(bool hold) {
 }
 
 void BulkStream::Push(Out out) {
-  urgent_.push_back(std::move(out));
+  auto at = urgent_.end();
+  while (at != urgent_.begin() && std::prev(at)->priority > out.priority) --at;
+  urgent_.insert(at, std::move(out));
+  MarkDirty();
+}
+
+void BulkStream::Kick() {
+  if (throttled_) blocked_ = throttled_ = false;
   MarkDirty();
 }
 
@@ -88,7 +96,7 @@ void BulkStream::MarkDirty() {
 
 void BulkStream::UpdateInterest() {
   if (closed_) return;
-  loop_->Modify(stream_->fd(), (held_ ? 0 : Reactor::kRead) | (blocked_ ? Reactor::kWrite : 0));
+  loop_->Modify(stream_->fd(), (held_ ? 0 : Reactor::kRead) | (blocked_ && !throttled_ ? Reactor::kWrite : 0));
 }
 
 void BulkStream::OnIo(uint32_t events) {
@@ -116,14 +124,14 @@ void BulkStream::Fail(ErrorKind kind, const std::string& text) {
 
 bool BulkStream::TakeHeader() {
   header_bytes_ = 0;
-  const auto header = DecodeHeader(raw_header_, max_chunk_bytes_);
+  const auto header = DecodeHeader(raw_header_, options_.max_chunk_bytes);
   const FrameType type = header ? header->type : FrameType::kMessage;
   const bool fits = type == FrameType::kChunk ||
                     (type == FrameType::kBlob && header->length <= kBlobSlice) ||
                     (type == FrameType::kBulkHello && header->length == 0);
   if (!fits || (type == FrameType::kBulkHello) == acknowledged_) {
     Fail(ErrorKind::kProtocol, "sent bytes that are no bulk frame, or one over the limit of " +
-                                   std::to_string(max_chunk_bytes_) + " bytes");
+                                   std::to_string(options_.max_chunk_bytes) + " bytes");
     return false;
   }
   header_ = *header;
@@ -203,9 +211,12 @@ void BulkStream::KeepCopy(Out& out) {
 
 // Describes the next bytes to write; returns the number of parts.
 size_t BulkStream::Gather(iovec* parts, size_t capacity) {
-  while (leaving_.size() < kFramesAhead && !urgent_.empty()) {
+  size_t ahead = 0;
+  for (const Out& out : leaving_) ahead += out.header.length;
+  while (leaving_.size() < kFramesAhead && ahead < kBytesAhead + sent_ && !urgent_.empty()) {
     leaving_.push_back(std::move(urgent_.front()));
     urgent_.pop_front();
+    ahead += leaving_.back().header.length;
     EncodeHeader(leaving_.back().header, leaving_.back().encoded);
   }
   if (leaving_.empty()) {
@@ -235,7 +246,7 @@ void BulkStream::Write() {
   if (closed_) return;
   const auto alive = alive_;
   size_t budget = kWriteBudget;
-  blocked_ = false;
+  blocked_ = throttled_ = false;
   while (true) {
     iovec parts[2 * kFramesAhead];
     const size_t count = Gather(parts, 2 * kFramesAhead);
@@ -267,6 +278,8 @@ void BulkStream::Write() {
     return Fail(ErrorKind::kClosed, kClosedText);
   }
   if (flushed == IoStatus::kAgain) blocked_ = true;
+  throttled_ = blocked_ && stream_->throttled();
+  if (throttled_) owner_->OnStreamThrottled(this);
   Meter();
   UpdateInterest();
 }

@@ -1,7 +1,7 @@
 // One bulk connection on the data thread: frames out, frames in, payloads never copied by us.
 //
-//   urgent (collective) ─┐
-//   blob slices ─────────┴▶ leaving: [header|payload][header|payload]… ─▶ writev / SSL_write
+//   urgent (collective), by priority ─┐
+//   blob slices ──────────────────────┴▶ leaving: [header|payload][header|…]… ─▶ writev / SSL_write
 //   a blob slice is taken only when nothing urgent waits, one at a time: transfers yield
 #pragma once
 
@@ -14,9 +14,18 @@
 #include "io/reactor.h"
 #include "link/format.h"
 #include "link/stream.h"
+#include "link/upload_gate.h"
 #include "wire/frame.h"
 
 namespace decentral {
+
+struct BulkStreamOptions {
+  uint64_t link = 0;
+  int index = 0;
+  uint32_t max_chunk_bytes = 0;
+  std::string congestion = {};  // empty: the system's
+  UploadGate* gate = nullptr;   // shared by the endpoint's streams; outlives them
+};
 
 class BulkStream {
  public:
@@ -25,6 +34,7 @@ class BulkStream {
     FrameHeader header;
     const uint8_t* payload = nullptr;  // borrowed, unless it points into `copy`
     Kind kind = Kind::kOwn;
+    uint8_t priority = 0;       // a lower number goes first
     uint64_t cookie = 0;        // kHandler
     uint64_t blob = 0;          // kBlob: BlobSender's number of it
     std::vector<uint8_t> copy;  // stays where it is when this moves
@@ -42,20 +52,23 @@ class BulkStream {
     // Last call; the owner destroys the stream after it has returned.
     virtual void OnStreamFailed(BulkStream* stream, const Error& why) = 0;
     virtual void OnStreamBytes(BulkStream* stream, uint64_t read, uint64_t written) = 0;
+    // The gate is shut: Kick the stream after a while.
+    virtual void OnStreamThrottled(BulkStream* stream) = 0;
   };
 
-  BulkStream(Owner* owner, Reactor* loop, std::unique_ptr<Stream> stream, uint64_t link, int index,
-             uint32_t max_chunk_bytes);
+  BulkStream(Owner* owner, Reactor* loop, std::unique_ptr<Stream> stream,
+             const BulkStreamOptions& options);
   ~BulkStream();
 
-  uint64_t link() const { return link_; }
-  int index() const { return index_; }
+  uint64_t link() const { return options_.link; }
+  int index() const { return options_.index; }
+  bool blocked() const { return blocked_; }  // something waits for the network
 
   void Start(bool acknowledged);  // false: the first frame must be the other end's kBulkHello
   bool acknowledged() const { return acknowledged_; }
   void Hold(bool hold);  // read no further for now
   void Push(Out out);
-  void Kick() { MarkDirty(); }  // a blob waits
+  void Kick();  // a blob waits, or the gate may be open again
   void Close();                 // no callback after it
   // The same, but the other end shall not see it yet: it would take the link down before we have,
   // and its reason would hide ours.
@@ -98,11 +111,10 @@ class BulkStream {
   Owner* const owner_;
   Reactor* const loop_;
   std::unique_ptr<Stream> stream_;
-  const uint64_t link_;
-  const int index_;
-  const uint32_t max_chunk_bytes_;
+  const BulkStreamOptions options_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
   bool acknowledged_ = false, held_ = false, closed_ = false, dirty_ = false, blocked_ = false;
+  bool throttled_ = false;  // blocked, but by the gate
   uint64_t read_seen_ = 0, written_seen_ = 0;
 
   // In: header_bytes_ < kSize, then payload until received_ == header_.length.

@@ -28,7 +28,8 @@ class BulkHandler {
   virtual void OnSent(const PeerId& to, int stream, uint64_t cookie) = 0;
   // A control frame (kOpReady, kOpAbort) arrived.
   virtual void OnControl(const PeerId& from, const FrameHeader&, const uint8_t* payload) = 0;
-  // The bulk streams to `peer` are open; `streams` is their number, the same on both ends.
+  // The bulk streams to `peer` are open; `streams` is their number, the same on both ends. Comes
+  // again with a larger number when further ones have been opened.
   virtual void OnBulkUp(const PeerId& peer, int streams) = 0;
   // The link to `peer` is gone, with all its streams. Nothing more comes from it.
   virtual void OnBulkDown(const PeerId& peer, const Error& why) = 0;
@@ -43,9 +44,10 @@ class BulkTransport {
   // Ask for bulk streams; OnBulkUp or OnBulkDown answers, at once if they are there already.
   virtual void WantStreams(const PeerId&) = 0;
   // Queue a frame. The payload is borrowed until OnSent(to, stream, cookie) or OnBulkDown.
-  // Frames on one stream arrive in order; streams are independent of each other.
+  // Frames of one priority arrive in order on one stream, and those of a lower number go first;
+  // streams are independent of each other.
   virtual void Send(const PeerId& to, int stream, const FrameHeader&, const void* payload,
-                    uint64_t cookie) = 0;
+                    uint64_t cookie, int priority) = 0;
   // A small frame over the control stream (at most 64 KiB, copied).
   virtual void SendControl(const PeerId& to, const FrameHeader&, const void* payload) = 0;
   // Run on the data thread, soon / after a delay. The only calls allowed from other threads.

@@ -63,7 +63,9 @@ struct Connection {
   bool bulk_asked_early = false;  // kBulkWanted came before we admitted
   uint8_t bulk_flags = 0;         // of that kBulkWanted
   std::string token;              // acceptor: what a kBulkHello must show
-  int bulk_count = 0;
+  int bulk_count = 0;             // of the streams being opened
+  int bulk_open = 0;              // of those that are up already
+  int bulk_more = 0;              // how many we want to add; 0: the default number
   uint64_t bulk_bound = 0;  // bit i: stream i has been handed over
   Clock::time_point bulk_deadline;
   std::vector<std::shared_ptr<TcpDial>> bulk_dials;

@@ -304,17 +304,32 @@ void ControlPlane::Tick() {
 }
 
 LinkStats ControlPlane::Stats(LinkId link) const {
-  LinkStats out;
   std::lock_guard<std::mutex> lock(registry_mutex_);
   const auto at = registry_.find(link);
-  if (at == registry_.end()) return out;
-  const LinkShared& m = *at->second.shared;
+  return at == registry_.end() ? LinkStats{} : Read(*at->second.shared);
+}
+
+// Of several links to one peer, the one with bulk streams serves.
+LinkStats ControlPlane::StatsOf(const PeerId& peer) const {
+  LinkStats out;
+  std::lock_guard<std::mutex> lock(registry_mutex_);
+  for (const auto& [id, link] : registry_) {
+    if (link.peer != peer) continue;
+    const LinkStats stats = Read(*link.shared);
+    if (out.rtt_us == 0 || stats.bulk_streams > out.bulk_streams) out = stats;
+  }
+  return out;
+}
+
+LinkStats ControlPlane::Read(const LinkShared& m) {
+  LinkStats out;
   out.control_bytes_sent = m.control_sent;
   out.control_bytes_received = m.control_received;
   out.bulk_bytes_sent = m.bulk_sent;
   out.bulk_bytes_received = m.bulk_received;
   out.queued_bytes = m.queued;
   out.rtt_us = m.rtt_us;
+  out.min_rtt_us = m.min_rtt_us;
   out.bulk_streams = m.streams;
   return out;
 }

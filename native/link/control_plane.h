@@ -39,10 +39,12 @@ class ControlPlane : public LinkPort {
   void SetProgress(uint64_t progress) { progress_.store(progress); }
   uint32_t incarnation() const { return incarnation_.load(); }
   LinkStats Stats(LinkId link) const;
+  LinkStats StatsOf(const PeerId& peer) const;
   void Taken(const std::vector<Event>& events);  // the layer above has them: room for more
 
   // LinkPort: the data thread asks.
   void WantBulk(LinkId link) override;
+  void GrowBulk(LinkId link, int streams) override;
   void BulkUp(LinkId link) override;
   void StreamFailed(LinkId link, const Error& why) override;
   void SendControl(LinkId link, const FrameHeader& header, std::string payload) override;
@@ -96,6 +98,7 @@ class ControlPlane : public LinkPort {
 
   // bulk_opening.cc
   void OnBulkWanted(const ConnectionPtr& c, const FrameHeader& header, const std::string& payload);
+  void AskForBulk(const ConnectionPtr& c);
   void IssueToken(const ConnectionPtr& c);
   void OpenStreams(const ConnectionPtr& c, const std::string& token, bool plain);
   void BulkConnected(LinkId link, int index, bool plain, Fd fd, const SockAddr& remote,
@@ -106,6 +109,7 @@ class ControlPlane : public LinkPort {
   void HandOver(const ConnectionPtr& c, LinkId link, int index, int count);
   void BulkOpenFailed(const ConnectionPtr& link, const Error& why, bool tell_peer);
 
+  static LinkStats Read(const LinkShared& shared);
   ConnectionPtr Find(uint64_t id) const;
   ConnectionPtr FindLink(LinkId id) const;  // only those that are up
   std::string Who(const Connection& c) const;

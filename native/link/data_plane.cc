@@ -8,7 +8,11 @@ namespace decentral {
 
 DataPlane::DataPlane(const EndpointOptions& options, EventQueue* events, EndpointMeters* meters,
                      Stamp* stamp)
-    : options_(options), events_(events), totals_(meters), stamp_(stamp) {}
+    : options_(options),
+      events_(events),
+      totals_(meters),
+      stamp_(stamp),
+      gate_(options.max_upload_bytes_s) {}
 
 DataPlane::~DataPlane() = default;
 
@@ -52,7 +56,7 @@ void DataPlane::LinkAdmitted(LinkId link, const PeerId& peer, bool dialer,
                              std::shared_ptr<LinkShared> shared) {
   loop_.Post([this, link, peer, dialer, shared = std::move(shared)] {
     if (links_.count(link) != 0) return;
-    Link& fresh = links_[link];
+    Link& fresh = links_.emplace(link, Link(options_.max_bulk_streams)).first->second;
     fresh.id = link;
     fresh.peer = peer;
     fresh.dialer = dialer;
@@ -68,23 +72,30 @@ void DataPlane::LinkDown(LinkId link, const Error& why) {
 
 void DataPlane::BulkFailed(LinkId link, const Error& why) {
   loop_.Post([this, link, why] {
-    if (Link* l = Find(link)) TakeDown(*l, why, false);
+    Link* l = Find(link);
+    if (l == nullptr) return;
+    if (l->up) return CloseAll(&l->opening);  // it keeps what it has
+    TakeDown(*l, why, false);
   });
 }
 
-void DataPlane::TakeDown(Link& link, const Error& why, bool link_gone) {
-  for (auto& stream : link.streams) {
+void DataPlane::CloseAll(std::vector<std::unique_ptr<BulkStream>>* streams) {
+  for (auto& stream : *streams) {
     if (!stream) continue;
     stream->Close();
     graveyard_.push_back(std::move(stream));
   }
-  link.streams.clear();
+  streams->clear();
   loop_.Post([this] { graveyard_.clear(); });
+}
+
+void DataPlane::TakeDown(Link& link, const Error& why, bool link_gone) {
+  CloseAll(&link.streams);
+  CloseAll(&link.opening);
   const bool used = link.up || link.asked;
   const LinkId id = link.id;
   const PeerId peer = link.peer;
   link.up = link.asked = false;
-  link.count = 0;
   link.shared->streams = 0;
   auto done = link.blobs.RemoveAll();
   const auto receipts = receiver_.RemoveLink(id);
@@ -111,13 +122,19 @@ void DataPlane::AddStream(LinkId link, int index, int count, std::unique_ptr<Str
   auto holder = std::make_shared<std::unique_ptr<Stream>>(std::move(stream));
   loop_.Post([this, link, index, count, holder] {
     Link* l = Find(link);
-    if (l == nullptr || l->up) return;  // too late: the stream closes with the holder
-    l->asked = true;
-    l->count = static_cast<size_t>(count);
-    l->streams.resize(l->count);
-    auto& slot = l->streams[index];
+    if (l == nullptr) return;  // too late: the stream closes with the holder
+    if (!l->up) l->asked = true;
+    if (l->opening.size() != static_cast<size_t>(count)) CloseAll(&l->opening);
+    l->opening.resize(count);
+    BulkStreamOptions options;
+    options.link = link;
+    options.index = static_cast<int>(l->streams.size()) + index;
+    options.max_chunk_bytes = options_.max_chunk_bytes;
+    options.congestion = options_.congestion;
+    options.gate = gate_.capped() ? &gate_ : nullptr;
+    auto& slot = l->opening[index];
     slot = std::make_unique<BulkStream>(static_cast<BulkStream::Owner*>(this), &loop_,
-                                        std::move(*holder), link, index, options_.max_chunk_bytes);
+                                        std::move(*holder), options);
     slot->Start(!l->dialer);
     MaybeUp(*l);
   });
@@ -125,11 +142,11 @@ void DataPlane::AddStream(LinkId link, int index, int count, std::unique_ptr<Str
 
 // All streams are bound (acceptor), or the acceptor has said so on each (dialer).
 void DataPlane::MaybeUp(Link& link) {
-  if (link.up || link.streams.empty()) return;
-  for (const auto& stream : link.streams) {
+  if (link.opening.empty()) return;
+  for (const auto& stream : link.opening) {
     if (!stream || (link.dialer && !stream->acknowledged())) return;
   }
-  for (auto& stream : link.streams) {
+  for (auto& stream : link.opening) {
     if (link.dialer) {
       stream->Hold(false);
     } else {
@@ -139,14 +156,15 @@ void DataPlane::MaybeUp(Link& link) {
     }
   }
   const bool serves = Current(link.peer) == &link || !Current(link.peer)->up;
+  for (auto& stream : link.opening) link.streams.push_back(std::move(stream));
+  link.opening.clear();
   link.up = true;
   link.asked = false;
-  link.shared->streams = static_cast<int>(link.count);
+  const int count = static_cast<int>(link.streams.size());
+  link.shared->streams = count;
   port_->BulkUp(link.id);
   const LinkId id = link.id;
-  if (handler_ != nullptr && serves) {
-    handler_->OnBulkUp(link.peer, static_cast<int>(link.count));
-  }
+  if (handler_ != nullptr && serves) handler_->OnBulkUp(link.peer, count);
   if (Link* l = Find(id)) {
     for (auto& stream : l->streams) {
       if (stream && l->blobs.waiting()) stream->Kick();
@@ -249,6 +267,59 @@ void DataPlane::OnStreamBytes(BulkStream* stream, uint64_t read, uint64_t writte
     link->shared->bulk_received += read;
     link->shared->bulk_sent += written;
   }
+  bulk_received_ += read;
+  bulk_sent_ += written;
+  Watch();
+}
+
+void DataPlane::OnStreamThrottled(BulkStream*) {
+  if (throttled_) return;
+  throttled_ = true;
+  loop_.After(UploadGate::kRetryMs, [this] {
+    throttled_ = false;
+    for (auto& [id, link] : links_) {
+      for (auto& stream : link.streams) stream->Kick();
+    }
+  });
+}
+
+// ---- what the network can carry
+
+void DataPlane::Watch() {
+  if (watching_) return;
+  watching_ = true;
+  loop_.After(RateMeter::kSampleMs, [this] {
+    watching_ = false;
+    Sample();
+  });
+}
+
+void DataPlane::Sample() {
+  const int64_t now_ms =
+      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch()).count();
+  up_meter_.Sample(now_ms, bulk_sent_);
+  down_meter_.Sample(now_ms, bulk_received_);
+  up_estimate_ = up_meter_.estimate();
+  down_estimate_ = down_meter_.estimate();
+  for (auto& [id, link] : links_) {
+    if (!link.up) continue;
+    const bool blocked = std::any_of(link.streams.begin(), link.streams.end(),
+                                     [](const auto& stream) { return stream->blocked(); });
+    const int open = static_cast<int>(link.streams.size());
+    const int wanted = link.tuner.Sample(now_ms, link.shared->bulk_sent, blocked,
+                                         link.shared->min_rtt_us, open);
+    if (wanted > open && link.opening.empty()) port_->GrowBulk(id, wanted);
+  }
+  if (bulk_sent_ + bulk_received_ == watched_bytes_) return;  // quiet: the next byte wakes us
+  watched_bytes_ = bulk_sent_ + bulk_received_;
+  Watch();
+}
+
+void DataPlane::EndRatePeriod() {
+  loop_.Post([this] {
+    up_meter_.EndPeriod();
+    down_meter_.EndPeriod();
+  });
 }
 
 // ---- BulkTransport
@@ -261,7 +332,7 @@ void DataPlane::Stamped(FrameHeader* header) const {
 
 int DataPlane::Streams(const PeerId& peer) const {
   const Link* link = Current(peer);
-  return link != nullptr && link->up ? static_cast<int>(link->count) : 0;
+  return link != nullptr && link->up ? static_cast<int>(link->streams.size()) : 0;
 }
 
 void DataPlane::WantStreams(const PeerId& peer) {
@@ -278,16 +349,18 @@ void DataPlane::WantStreams(const PeerId& peer) {
 }
 
 void DataPlane::Send(const PeerId& to, int stream, const FrameHeader& header, const void* payload,
-                     uint64_t cookie) {
+                     uint64_t cookie, int priority) {
   Link* link = Current(to);
   // No such stream: OnBulkDown has been called, or is about to be.
-  if (link == nullptr || !link->up || stream < 0 || stream >= static_cast<int>(link->count)) return;
+  if (link == nullptr || !link->up) return;
+  if (stream < 0 || stream >= static_cast<int>(link->streams.size())) return;
   BulkStream::Out out;
   out.header = header;
   Stamped(&out.header);
   out.payload = static_cast<const uint8_t*>(payload);
   out.kind = BulkStream::Out::Kind::kHandler;
   out.cookie = cookie;
+  out.priority = static_cast<uint8_t>(priority);
   link->streams[stream]->Push(std::move(out));
 }
 

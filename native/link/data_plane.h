@@ -14,7 +14,10 @@
 #include "link/bulk_transport.h"
 #include "link/endpoint.h"
 #include "link/event_queue.h"
+#include "link/rate_meter.h"
 #include "link/stats.h"
+#include "link/stream_tuner.h"
+#include "link/upload_gate.h"
 
 namespace decentral {
 
@@ -23,6 +26,7 @@ class LinkPort {
  public:
   virtual ~LinkPort() = default;
   virtual void WantBulk(LinkId link) = 0;
+  virtual void GrowBulk(LinkId link, int streams) = 0;  // until there are so many in all
   virtual void BulkUp(LinkId link) = 0;
   virtual void StreamFailed(LinkId link, const Error& why) = 0;
   virtual void SendControl(LinkId link, const FrameHeader& header, std::string payload) = 0;
@@ -50,25 +54,30 @@ class DataPlane : public BulkTransport, private BulkStream::Owner {
                 std::function<void()> done);
   void PostBlob(LinkId link, uint64_t key, uint8_t* into, uint64_t size);
   void CancelBlob(uint64_t key);
+  // What this machine's network has carried at its best lately; 0: not known.
+  NetworkRates Rates() const { return {up_estimate_.load(), down_estimate_.load()}; }
+  void EndRatePeriod();
 
   // BulkTransport.
   int Streams(const PeerId& peer) const override;
   void WantStreams(const PeerId& peer) override;
   void Send(const PeerId& to, int stream, const FrameHeader& header, const void* payload,
-            uint64_t cookie) override;
+            uint64_t cookie, int priority) override;
   void SendControl(const PeerId& to, const FrameHeader& header, const void* payload) override;
   void Post(std::function<void()> work) override;
   void PostAfter(int delay_ms, std::function<void()> work) override;
 
  private:
   struct Link {
+    explicit Link(int max_streams) : tuner(max_streams) {}
     LinkId id = 0;
     PeerId peer{};
     bool dialer = false;
-    bool up = false;     // all streams are open
-    bool asked = false;  // opening
-    size_t count = 0;    // of streams, once known
-    std::vector<std::unique_ptr<BulkStream>> streams;
+    bool up = false;     // streams are open
+    bool asked = false;  // the first ones are being opened
+    std::vector<std::unique_ptr<BulkStream>> streams;  // open
+    std::vector<std::unique_ptr<BulkStream>> opening;  // to be added when all of them are
+    StreamTuner tuner;
     std::shared_ptr<LinkShared> shared;
     BlobSender blobs;
   };
@@ -80,12 +89,16 @@ class DataPlane : public BulkTransport, private BulkStream::Owner {
   void OnStreamSent(BulkStream* stream, BulkStream::Out& out) override;
   void OnStreamFailed(BulkStream* stream, const Error& why) override;
   void OnStreamBytes(BulkStream* stream, uint64_t read, uint64_t written) override;
+  void OnStreamThrottled(BulkStream* stream) override;
 
   Link* Find(LinkId link);
   Link* Current(const PeerId& peer);
   const Link* Current(const PeerId& peer) const;
   void Ask(Link& link);
   void MaybeUp(Link& link);
+  void CloseAll(std::vector<std::unique_ptr<BulkStream>>* streams);
+  void Watch();
+  void Sample();
   void TakeDown(Link& link, const Error& why, bool link_gone);
   void BlobFailed(LinkId link, uint64_t key, const Error& why);
   void Stamped(FrameHeader* header) const;
@@ -102,7 +115,15 @@ class DataPlane : public BulkTransport, private BulkStream::Owner {
   std::map<LinkId, Link> links_;  // admitted, in the order of their numbers
   BlobReceiver receiver_;
   uint64_t next_blob_ = 1;
+  UploadGate gate_;
+  bool throttled_ = false;  // a kick of all streams is due when the gate opens
+  // While bytes move, and for a moment after.
+  bool watching_ = false;
+  uint64_t watched_bytes_ = 0, bulk_sent_ = 0, bulk_received_ = 0;
+  RateMeter up_meter_, down_meter_;
   std::vector<std::unique_ptr<BulkStream>> graveyard_;  // closed in the middle of their own work
+
+  std::atomic<double> up_estimate_{0}, down_estimate_{0};  // bytes per second, for any thread
 };
 
 }  // namespace decentral

@@ -1,6 +1,7 @@
 #include "link/endpoint.h"
 
 #include "io/fd.h"
+#include "io/socket.h"
 #include "link/control_plane.h"
 #include "link/data_plane.h"
 #include "link/event_queue.h"
@@ -15,6 +16,11 @@ void Check(bool ok, const char* says) {
 
 EndpointOptions Checked(const EndpointOptions& o) {
   Check(o.bulk_streams >= 1 && o.bulk_streams <= kMaxBulkStreams, "bulk_streams: 1 to 64");
+  Check(o.max_bulk_streams >= o.bulk_streams && o.max_bulk_streams <= kMaxBulkStreams,
+        "max_bulk_streams: bulk_streams to 64");
+  if (const std::string why = CongestionError(o.congestion); !why.empty()) {
+    throw Error(ErrorKind::kConfig, "start", why);
+  }
   Check(o.handshake_timeout_ms > 0 && o.silence_limit_ms > 0, "time limits must be positive");
   Check(o.heartbeat_ms > 0 && o.heartbeat_ms < o.silence_limit_ms,
         "heartbeat_ms must be positive and below silence_limit_ms");
@@ -92,6 +98,9 @@ std::vector<Event> Endpoint::TakeEvents() {
 }
 int Endpoint::event_fd() const { return impl_->events.fd(); }
 LinkStats Endpoint::Stats(LinkId link) const { return impl_->control.Stats(link); }
+LinkStats Endpoint::StatsOf(const PeerId& peer) const { return impl_->control.StatsOf(peer); }
+NetworkRates Endpoint::Rates() const { return impl_->data.Rates(); }
+void Endpoint::EndRatePeriod() { impl_->data.EndRatePeriod(); }
 EndpointCounters Endpoint::Counters() const {
   const EndpointMeters& m = impl_->meters;
   EndpointCounters out;

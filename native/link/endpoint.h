@@ -24,7 +24,10 @@ using LinkId = uint64_t;  // never reused within an endpoint; 0: none
 struct EndpointOptions {
   std::array<uint8_t, 32> seed{};     // Ed25519 private key seed: who we are
   std::vector<uint16_t> versions{1};  // protocol versions we speak, best first
-  int bulk_streams = 2;               // per link; the dialer's number counts
+  int bulk_streams = 2;               // per link, to begin with; the dialer's number counts
+  int max_bulk_streams = 64;          // up to so many where more of them carry more
+  std::string congestion = {};        // of bulk streams: "bbr", "cubic", …; empty: the system's
+  uint64_t max_upload_bytes_s = 0;    // cap on all bulk streams together; 0: none
   bool encrypt_bulk = true;           // false: bulk bytes in the clear (trusted networks, bench)
   int handshake_timeout_ms = 5000;    // from accept/connect to admission
   int max_half_open = 256;            // connections that are not yet admitted
@@ -78,7 +81,13 @@ struct LinkStats {
   uint64_t bulk_bytes_sent = 0, bulk_bytes_received = 0;
   uint64_t queued_bytes = 0;  // control bytes not yet given to the kernel
   uint64_t rtt_us = 0;        // smoothed, from heartbeats and probes
+  uint64_t min_rtt_us = 0;    // the smallest of them: the path without load
   int bulk_streams = 0;
+};
+
+// Bytes per second, all bulk streams together, at the best of times lately; 0: not known.
+struct NetworkRates {
+  double up = 0, down = 0;
 };
 
 struct EndpointCounters {
@@ -130,6 +139,11 @@ class Endpoint {
   int event_fd() const;
 
   LinkStats Stats(LinkId) const;
+  LinkStats StatsOf(const PeerId&) const;  // of the link that serves; all zero: there is none
+  // What the network has carried, over this period and the one before; a period ends when the
+  // caller says so.
+  NetworkRates Rates() const;
+  void EndRatePeriod();
   EndpointCounters Counters() const;
 
   // The data plane, for collectives: at most one handler besides the blob transfers, which

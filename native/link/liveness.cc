@@ -88,6 +88,8 @@ void ControlPlane::OnProbeAck(const ConnectionPtr& c, const FrameHeader& header,
   const uint64_t rtt_us = now_us - sent_us;
   const uint64_t smooth_us = c->shared->rtt_us.load();
   c->shared->rtt_us = smooth_us == 0 ? rtt_us : (7 * smooth_us + rtt_us) / 8;
+  const uint64_t least_us = c->shared->min_rtt_us.load();
+  if (least_us == 0 || rtt_us < least_us) c->shared->min_rtt_us = std::max<uint64_t>(rtt_us, 1);
   if (header.flags & kFlagHeartbeat) return;
   Event event;
   event.type = Event::Type::kProbeAck;

@@ -20,6 +20,7 @@ constexpr int kSendFlags = 0;  // SO_NOSIGPIPE is set, and our threads block sig
 constexpr size_t kRecord = 16 << 10;  // TLS's largest
 constexpr size_t kBulkGather = 128 << 10;
 constexpr size_t kBulkReadAhead = 128 << 10;
+constexpr int kMaxParts = 16;
 
 bool WouldBlock() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
 
@@ -104,10 +105,36 @@ int Stream::BioWrite(const char* from, int size) {
   return size;
 }
 
+// sendmsg of no more than the gate lets through; a shut gate looks like a full socket.
+ssize_t Stream::SendSome(const iovec* parts, int count) {
+  msghdr message{};
+  message.msg_iov = const_cast<iovec*>(parts);
+  message.msg_iovlen = count;
+  throttled_ = false;
+  if (gate_ == nullptr) return sendmsg(fd_.get(), &message, kSendFlags);
+  size_t allowance = gate_->Allowance(std::chrono::steady_clock::now());
+  if (allowance == 0) {
+    throttled_ = true;
+    errno = EAGAIN;
+    return -1;
+  }
+  iovec some[kMaxParts];
+  message.msg_iov = some;
+  message.msg_iovlen = 0;
+  for (int i = 0; i < std::min(count, kMaxParts) && allowance > 0; ++i) {
+    some[i] = {parts[i].iov_base, std::min(parts[i].iov_len, allowance)};
+    allowance -= some[i].iov_len;
+    ++message.msg_iovlen;
+  }
+  const ssize_t n = sendmsg(fd_.get(), &message, kSendFlags);
+  if (n > 0) gate_->Spend(n);
+  return n;
+}
+
 IoStatus Stream::Flush() {
   while (out_begin_ < out_.size()) {
-    const ssize_t n =
-        send(fd_.get(), out_.data() + out_begin_, out_.size() - out_begin_, kSendFlags);
+    const iovec rest{out_.data() + out_begin_, out_.size() - out_begin_};
+    const ssize_t n = SendSome(&rest, 1);
     if (n < 0) {
       if (WouldBlock()) return IoStatus::kAgain;
       socket_dead_ = true;
@@ -189,10 +216,7 @@ IoResult Stream::ReadTwo(void* first, size_t first_size, void* second, size_t se
 
 IoResult Stream::Write(const iovec* parts, int count) {
   if (ssl_ == nullptr) {
-    msghdr message{};
-    message.msg_iov = const_cast<iovec*>(parts);
-    message.msg_iovlen = count;
-    const ssize_t n = sendmsg(fd_.get(), &message, kSendFlags);
+    const ssize_t n = SendSome(parts, count);
     if (n < 0) return {WouldBlock() ? IoStatus::kAgain : IoStatus::kEof};
     bytes_written_ += n;
     return {IoStatus::kOk, static_cast<size_t>(n)};
@@ -239,7 +263,8 @@ void Stream::FinishWriting() {
   shutdown(fd_.get(), SHUT_WR);
 }
 
-void Stream::SetBulk() {
+void Stream::SetBulk(UploadGate* gate) {
+  gate_ = gate;
   if (ssl_ == nullptr) return;
   gather_bytes_ = kBulkGather;
   out_.reserve(kBulkGather + (17 << 10));

@@ -20,6 +20,7 @@
 
 #include "core/types.h"
 #include "io/fd.h"
+#include "link/upload_gate.h"
 
 namespace decentral {
 
@@ -67,7 +68,8 @@ class Stream {
   void FinishWriting();  // close_notify and FIN
   // At most this many bytes in all, TLS's own included; any thread may raise it.
   void LimitReads(std::shared_ptr<const std::atomic<uint64_t>> limit) { limit_ = std::move(limit); }
-  void SetBulk();  // large buffers, kept
+  void SetBulk(UploadGate* gate);  // large buffers, kept; what leaves goes through the gate
+  bool throttled() const { return throttled_; }  // the last kAgain was the gate's
 
   uint64_t bytes_read() const { return bytes_read_; }
   uint64_t bytes_written() const { return bytes_written_; }
@@ -85,6 +87,7 @@ class Stream {
   uint64_t limit() const { return limit_ ? limit_->load() : UINT64_MAX; }
   int BioRead(char* into, int size);
   int BioWrite(const char* from, int size);
+  ssize_t SendSome(const iovec* parts, int count);
 
   Fd fd_;
   SSL* ssl_ = nullptr;
@@ -96,6 +99,8 @@ class Stream {
   size_t gather_bytes_ = 16 << 10;
   std::vector<char> out_;  // records that are not sent yet: [out_begin_, size)
   size_t out_begin_ = 0;
+  UploadGate* gate_ = nullptr;
+  bool throttled_ = false;
 
   // Set by TlsContext and its verify callback.
   PeerId self_{}, peer_{};

@@ -6,10 +6,8 @@ namespace decentral {
 namespace {
 
 Codec ParseCodec(const std::string& name) {
-  if (name == "fp32") return Codec::kFp32;
-  if (name == "bf16") return Codec::kBf16;
-  if (name == "int8") return Codec::kInt8;
-  throw Error(ErrorKind::kConfig, "codec", "no codec '" + name + "': there are fp32, bf16, int8");
+  if (const auto codec = CodecNamed(name)) return *codec;
+  throw Error(ErrorKind::kConfig, "codec", "there is no codec '" + name + "'");
 }
 
 // An operation together with the arrays that it borrows.
@@ -41,17 +39,26 @@ class PyEngine {
   explicit PyEngine(nb::object endpoint)
       : owner_(endpoint), endpoint_(nb::cast<PyEndpoint*>(endpoint)) {}
 
-  std::unique_ptr<PyOp> AllReduce(
-      const std::vector<nb::bytes>& members, uint32_t rank, uint64_t count,
-      const std::string& codec,
+  std::unique_ptr<PyOp> Start(
+      uint32_t kind, const std::vector<nb::bytes>& members, uint32_t rank, uint64_t count,
+      uint32_t dtype, const std::string& codec, const std::string& final_codec,
+      const std::string& schedule,
       const std::vector<std::tuple<uint64_t, uint64_t, uint32_t>>& segments,
       const std::vector<std::tuple<uint32_t, uint32_t, uint32_t>>& steps, float weight, float scale,
-      uint64_t round, uint32_t attempt, uint32_t tag, uint32_t chunk_bytes, int silence_limit_ms,
-      FloatsIn src, FloatsOut dst) {
+      uint64_t round, uint32_t attempt, uint32_t tag, int priority, uint32_t chunk_bytes,
+      int silence_limit_ms, int start_limit_ms, FloatsIn src, FloatsOut dst) {
     if (src.size() != count || dst.size() != count) {
-      throw Error(ErrorKind::kConfig, "all-reduce", "src and dst must both hold `count` values");
+      throw Error(ErrorKind::kConfig, "start", "src and dst must both hold `count` values");
+    }
+    if (kind > static_cast<uint32_t>(OpKind::kBroadcast) ||
+        dtype > static_cast<uint32_t>(ElementType::kBytes)) {
+      throw Error(ErrorKind::kConfig, "start", "no such kind of operation, or of element");
     }
     OpSpec spec;
+    spec.kind = static_cast<OpKind>(kind);
+    spec.dtype = static_cast<ElementType>(dtype);
+    spec.final_codec = ParseCodec(final_codec);
+    spec.schedule = schedule;
     for (const auto& m : members) spec.members.push_back(FromBytes(m, "a member's id"));
     spec.rank = rank;
     spec.count = count;
@@ -68,13 +75,15 @@ class PyEngine {
     spec.round = round;
     spec.attempt = attempt;
     spec.tag = tag;
+    spec.priority = priority;
     spec.chunk_bytes = chunk_bytes;
     spec.silence_limit_ms = silence_limit_ms;
+    spec.start_limit_ms = start_limit_ms;
     Engine& engine = endpoint_->engine();
     std::shared_ptr<Op> op;
     {
       nb::gil_scoped_release release;
-      op = engine.AllReduce(spec, src.data(), dst.data());
+      op = engine.Start(spec, src.data(), dst.data());
     }
     return std::make_unique<PyOp>(std::move(op), std::move(src), std::move(dst));
   }
@@ -104,10 +113,10 @@ void BindCollectives(nb::module_& m) {
 
   nb::class_<PyEngine>(m, "Engine", "Executes plans over an endpoint's bulk streams.")
       .def(nb::init<nb::object>(), "endpoint"_a)
-      .def("all_reduce", &PyEngine::AllReduce, nb::kw_only(), "members"_a, "rank"_a, "count"_a,
-           "codec"_a, "segments"_a, "steps"_a, "weight"_a, "scale"_a, "round"_a, "attempt"_a,
-           "tag"_a, "chunk_bytes"_a, "silence_limit_ms"_a, "src"_a.noconvert(),
-           "dst"_a.noconvert());
+      .def("start", &PyEngine::Start, nb::kw_only(), "kind"_a, "members"_a, "rank"_a, "count"_a,
+           "dtype"_a, "codec"_a, "final_codec"_a, "schedule"_a, "segments"_a, "steps"_a, "weight"_a,
+           "scale"_a, "round"_a, "attempt"_a, "tag"_a, "priority"_a, "chunk_bytes"_a,
+           "silence_limit_ms"_a, "start_limit_ms"_a, "src"_a.noconvert(), "dst"_a.noconvert());
 
   m.def(
       "encode",

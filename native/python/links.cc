@@ -51,6 +51,7 @@ void BindLinks(nb::module_& m) {
       .def_ro("bulk_bytes_received", &LinkStats::bulk_bytes_received)
       .def_ro("queued_bytes", &LinkStats::queued_bytes)
       .def_ro("rtt_us", &LinkStats::rtt_us)
+      .def_ro("min_rtt_us", &LinkStats::min_rtt_us)
       .def_ro("bulk_streams", &LinkStats::bulk_streams);
 
   nb::class_<EndpointCounters>(m, "EndpointCounters")
@@ -66,7 +67,8 @@ void BindLinks(nb::module_& m) {
           "__init__",
           [](PyEndpoint* self, const nb::bytes& seed, const std::vector<uint16_t>& versions,
              int bulk_streams, bool encrypt_bulk, int handshake_timeout_ms, int max_half_open,
-             uint32_t max_unadmitted_bytes, int silence_limit_ms, int heartbeat_ms) {
+             uint32_t max_unadmitted_bytes, int silence_limit_ms, int heartbeat_ms,
+             int max_bulk_streams, const std::string& congestion, uint64_t max_upload_bytes_s) {
             EndpointOptions o;
             o.seed = FromBytes(seed, "the key's seed");
             o.versions = versions;
@@ -77,11 +79,15 @@ void BindLinks(nb::module_& m) {
             o.max_unadmitted_bytes = max_unadmitted_bytes;
             o.silence_limit_ms = silence_limit_ms;
             o.heartbeat_ms = heartbeat_ms;
+            o.max_bulk_streams = std::max(bulk_streams, max_bulk_streams);
+            o.congestion = congestion;
+            o.max_upload_bytes_s = max_upload_bytes_s;
             new (self) PyEndpoint(o);
           },
           "seed"_a, nb::kw_only(), "versions"_a = std::vector<uint16_t>{1}, "bulk_streams"_a = 2,
           "encrypt_bulk"_a = true, "handshake_timeout_ms"_a = 5000, "max_half_open"_a = 256,
-          "max_unadmitted_bytes"_a = 64 << 10, "silence_limit_ms"_a = 5000, "heartbeat_ms"_a = 1000)
+          "max_unadmitted_bytes"_a = 64 << 10, "silence_limit_ms"_a = 5000, "heartbeat_ms"_a = 1000,
+          "max_bulk_streams"_a = 64, "congestion"_a = "", "max_upload_bytes_s"_a = 0)
       .def_prop_ro("id", [](PyEndpoint& e) { return ToBytes(e.get().id()); })
       .def(
           "listen",
@@ -149,6 +155,20 @@ void BindLinks(nb::module_& m) {
       .def_prop_ro("event_fd", [](PyEndpoint& e) { return e.get().event_fd(); })
       .def(
           "stats", [](PyEndpoint& e, LinkId link) { return e.get().Stats(link); }, "link"_a)
+      .def(
+          "stats_of",
+          [](PyEndpoint& e, const nb::bytes& peer) {
+            return e.get().StatsOf(FromBytes(peer, "a peer's id"));
+          },
+          "peer"_a, "Of the link that serves; all zero without one.")
+      .def(
+          "rates",
+          [](PyEndpoint& e) {
+            const NetworkRates r = e.get().Rates();
+            return std::tuple(r.up, r.down);
+          },
+          "(up, down) in bytes/s: the best of this period and the last one; 0: not known.")
+      .def("end_rate_period", [](PyEndpoint& e) { e.get().EndRatePeriod(); })
       .def("counters", [](PyEndpoint& e) { return e.get().Counters(); })
       .def("close", &PyEndpoint::Close, "Close every link and join the threads; idempotent.");
 }

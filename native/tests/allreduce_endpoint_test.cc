@@ -57,7 +57,7 @@ struct Mesh {
       spec.steps = plan.steps;
       spec.scale = 1.0f / static_cast<float>(n);
       spec.round = round;
-      ops.push_back(engines[i]->AllReduce(spec, src[i].data(), dst[i].data()));
+      ops.push_back(engines[i]->Start(spec, src[i].data(), dst[i].data()));
     }
     return ops;
   }

@@ -80,7 +80,7 @@ void SendAll(Node& from, const PeerId& to, const std::vector<std::string>& chunk
       FrameHeader header{.type = FrameType::kChunk};
       header.length = static_cast<uint32_t>(chunks[i].size());
       header.sequence = i;
-      bulk.Send(to, static_cast<int>(i) % streams, header, chunks[i].data(), i);
+      bulk.Send(to, static_cast<int>(i) % streams, header, chunks[i].data(), i, 1);
     }
   });
 }

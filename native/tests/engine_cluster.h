@@ -64,7 +64,7 @@ struct Cluster {
   }
   void Begin(int i) { Begin(i, Spec(i)); }
   void Begin(int i, const OpSpec& spec) {
-    ops[i] = engines[i]->AllReduce(spec, src[i].data(), dst[i].data());
+    ops[i] = engines[i]->Start(spec, src[i].data(), dst[i].data());
   }
   void BeginAll() {
     for (int i = 0; i < setup.n; ++i) Begin(i);

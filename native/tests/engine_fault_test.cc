@@ -230,7 +230,7 @@ TEST(garbage_from_a_member_fails_the_operation_and_nothing_else) {
     header.sequence = uint64_t{1} << 32 | random() % 40;
     std::vector<uint8_t> junk(header.length, 0x5A);
     c.world.at(1).Post([&, header] {
-      c.world.at(1).Send(FakeWorld::Id(2), 0, header, junk.data(), ~uint64_t{0});
+      c.world.at(1).Send(FakeWorld::Id(2), 0, header, junk.data(), ~uint64_t{0}, 1);
     });
     header.type = seed % 2 ? FrameType::kOpReady : FrameType::kOpAbort;
     header.flags = static_cast<uint8_t>(seed % 3);

@@ -75,7 +75,7 @@ TEST(two_operations_at_once_keep_apart) {
     OpSpec spec = c.Spec(i);
     spec.tag = 1;
     spec.codec = Codec::kInt8;
-    more.push_back(c.engines[i]->AllReduce(spec, c.src[i].data(), second[i].data()));
+    more.push_back(c.engines[i]->Start(spec, c.src[i].data(), second[i].data()));
   }
   c.Run();
   while (!more[0]->done() || !more[1]->done() || !more[2]->done()) CHECK(c.world.Step());
@@ -83,7 +83,7 @@ TEST(two_operations_at_once_keep_apart) {
   CHECK(second[0] == second[1] && second[1] == second[2]);
   // The same name twice at the same time is refused here, without disturbing the others.
   c.BeginAll();
-  auto twin = c.engines[0]->AllReduce(c.Spec(0), c.src[0].data(), second[0].data());
+  auto twin = c.engines[0]->Start(c.Spec(0), c.src[0].data(), second[0].data());
   while (!twin->done()) CHECK(c.world.Step());
   CHECK(twin->error().kind == ErrorKind::kConfig);
   c.Run();
@@ -100,7 +100,7 @@ TEST(calls_that_cannot_work_are_refused) {
     float* dst = c.dst[0].data();
     change(spec, src, dst);
     try {
-      c.engines[0]->AllReduce(spec, src, dst);
+      c.engines[0]->Start(spec, src, dst);
     } catch (const Error& error) {
       CHECK(error.kind == ErrorKind::kConfig && !error.text.empty());
       ++refused;

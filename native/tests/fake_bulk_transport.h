@@ -33,7 +33,7 @@ class FakeTransport final : public BulkTransport {
   int Streams(const PeerId&) const override;
   void WantStreams(const PeerId& peer) override;
   void Send(const PeerId& to, int stream, const FrameHeader& header, const void* payload,
-            uint64_t cookie) override;
+            uint64_t cookie, int priority) override;
   void SendControl(const PeerId& to, const FrameHeader& header, const void* payload) override;
   void Post(std::function<void()> task) override {
     std::lock_guard lock(mutex_);
@@ -182,7 +182,7 @@ inline void FakeTransport::WantStreams(const PeerId& peer) {
 }
 
 inline void FakeTransport::Send(const PeerId& to, int stream, const FrameHeader& header,
-                                const void* payload, uint64_t cookie) {
+                                const void* payload, uint64_t cookie, int) {
   if (!world_.alive_[FakeWorld::Index(to)]) return;  // its end is on its way to us
   ++sent_chunks;
   sent_bytes += header.length;

@@ -147,7 +147,7 @@ TEST(bytes_pass_in_both_directions_whatever_their_cut) {
   auto client = one.Client(std::move(ends.a), one.ControlAlpn(), std::nullopt);
   auto server = two.Server(std::move(ends.b), std::nullopt);
   Shake(*client, *server);
-  client->SetBulk();
+  client->SetBulk(nullptr);
   std::string sent(3'000'000, '\0');
   for (size_t i = 0; i < sent.size(); ++i) sent[i] = static_cast<char>(i * 31 + i / 977);
   std::string got;
