@@ -54,9 +54,9 @@ struct OpSpec {
   uint32_t rank = 0;            // ours
   uint64_t count = 0;           // elements, fp32
   ElementType dtype = ElementType::kFp32;
-  Codec codec = Codec::kFp32;               // what partial sums travel as
-  std::optional<Codec> final_codec = {};    // what final values travel as; none: the same
-  std::string schedule = {};                // the planner's name, at most kMaxScheduleName bytes
+  Codec codec = Codec::kFp32;             // what partial sums travel as
+  std::optional<Codec> final_codec = {};  // what final values travel as; none: the same
+  std::string schedule = {};              // the planner's name, at most kMaxScheduleName bytes
   std::vector<Segment> segments;
   std::vector<PlanStep> steps;
   float weight = 1.0f;  // our source counts times this

@@ -156,7 +156,8 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   void Publish(const Error&);
   bool Compare(uint32_t rank, const ReadyFrame&);
   Codec CodecOf(const PlanStep& step) const {
-    const bool final = step.kind == PlanStep::Kind::kSendFinal || step.kind == PlanStep::Kind::kRecvFinal;
+    const bool final =
+        step.kind == PlanStep::Kind::kSendFinal || step.kind == PlanStep::Kind::kRecvFinal;
     return final ? final_codec_ : spec_.codec;
   }
   std::string Name(uint32_t rank) const { return ShortName(spec_.members[rank]); }
@@ -201,9 +202,9 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   std::vector<SendLane> send_;  // by rank
   std::vector<RecvLane> recv_;  // by rank
   std::vector<uint32_t> neighbours_;
-  size_t lanes_left_ = 0;      // send lanes that are not finished
-  uint64_t chunks_left_ = 0;   // to be applied
-  uint64_t reduces_left_ = 0;  // of those, kRecvReduce
+  size_t lanes_left_ = 0;                                 // send lanes that are not finished
+  uint64_t chunks_left_ = 0;                              // to be applied
+  uint64_t reduces_left_ = 0;                             // of those, kRecvReduce
   std::unordered_map<uint64_t, InFlight> in_flight_;      // by cookie
   std::map<std::pair<uint32_t, int>, Landing> landings_;  // by (rank, stream)
   // Chunks that came before their turn, by (segment, chunk, ordinal).

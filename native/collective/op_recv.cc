@@ -53,7 +53,7 @@ uint8_t* OpImpl::OnHeader(uint32_t rank, int stream, const FrameHeader& header) 
   const SegmentState& segment = segments_[step->segment];
   const bool final = step->kind == PlanStep::Kind::kRecvFinal;
   if (final && final_codec_ == Codec::kFp32 &&
-             segment.received[landing.chunk] == ordinal_[landing.step]) {
+      segment.received[landing.chunk] == ordinal_[landing.step]) {
     landing.data = reinterpret_cast<uint8_t*>(dst_ + piece.offset);
     landing.in_place = landing.borrows = true;
     ++borrowed_;
@@ -133,7 +133,7 @@ void OpImpl::Apply(const Landing& landing) {
 // somebody else to get it.
 void OpImpl::CompleteOwned(uint32_t segment, Piece piece) {
   float* const out = dst_ + piece.offset;
-  if (segments_[segment].receives == 0) {  // nobody contributes but us
+  if (segments_[segment].receives == 0 && src_ != dst_) {  // nobody contributes but us
     Encode(Codec::kFp32, src_ + piece.offset, piece.count, spec_.weight,
            reinterpret_cast<uint8_t*>(out));
   }

@@ -76,7 +76,8 @@ void ControlPlane::OnBulkWanted(const ConnectionPtr& c, const FrameHeader& heade
   }
   const bool first = c->bulk_open == 0;
   const int room = kMaxBulkStreams - c->bulk_open;
-  const int more = std::min(static_cast<int>(std::min<uint32_t>(header.tag, kMaxBulkStreams)), room);
+  const int more =
+      std::min(static_cast<int>(std::min<uint32_t>(header.tag, kMaxBulkStreams)), room);
   if (!first && more == 0) return;  // it has enough
   if (!has_token) {
     c->bulk_more = first ? 0 : more;

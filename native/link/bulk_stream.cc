@@ -96,7 +96,8 @@ void BulkStream::MarkDirty() {
 
 void BulkStream::UpdateInterest() {
   if (closed_) return;
-  loop_->Modify(stream_->fd(), (held_ ? 0 : Reactor::kRead) | (blocked_ && !throttled_ ? Reactor::kWrite : 0));
+  loop_->Modify(stream_->fd(),
+                (held_ ? 0 : Reactor::kRead) | (blocked_ && !throttled_ ? Reactor::kWrite : 0));
 }
 
 void BulkStream::OnIo(uint32_t events) {

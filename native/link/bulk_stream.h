@@ -68,8 +68,8 @@ class BulkStream {
   bool acknowledged() const { return acknowledged_; }
   void Hold(bool hold);  // read no further for now
   void Push(Out out);
-  void Kick();  // a blob waits, or the gate may be open again
-  void Close();                 // no callback after it
+  void Kick();   // a blob waits, or the gate may be open again
+  void Close();  // no callback after it
   // The same, but the other end shall not see it yet: it would take the link down before we have,
   // and its reason would hide ours.
   void Abandon();

@@ -66,7 +66,7 @@ struct Connection {
   int bulk_count = 0;             // of the streams being opened
   int bulk_open = 0;              // of those that are up already
   int bulk_more = 0;              // how many we want to add; 0: the default number
-  uint64_t bulk_bound = 0;  // bit i: stream i has been handed over
+  uint64_t bulk_bound = 0;        // bit i: stream i has been handed over
   Clock::time_point bulk_deadline;
   std::vector<std::shared_ptr<TcpDial>> bulk_dials;
 };

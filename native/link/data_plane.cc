@@ -296,7 +296,8 @@ void DataPlane::Watch() {
 
 void DataPlane::Sample() {
   const int64_t now_ms =
-      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch()).count();
+      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
+          .count();
   up_meter_.Sample(now_ms, bulk_sent_);
   down_meter_.Sample(now_ms, bulk_received_);
   up_estimate_ = up_meter_.estimate();
@@ -306,8 +307,8 @@ void DataPlane::Sample() {
     const bool blocked = std::any_of(link.streams.begin(), link.streams.end(),
                                      [](const auto& stream) { return stream->blocked(); });
     const int open = static_cast<int>(link.streams.size());
-    const int wanted = link.tuner.Sample(now_ms, link.shared->bulk_sent, blocked,
-                                         link.shared->min_rtt_us, open);
+    const int wanted =
+        link.tuner.Sample(now_ms, link.shared->bulk_sent, blocked, link.shared->min_rtt_us, open);
     if (wanted > open && link.opening.empty()) port_->GrowBulk(id, wanted);
   }
   if (bulk_sent_ + bulk_received_ == watched_bytes_) return;  // quiet: the next byte wakes us

@@ -73,8 +73,8 @@ class DataPlane : public BulkTransport, private BulkStream::Owner {
     LinkId id = 0;
     PeerId peer{};
     bool dialer = false;
-    bool up = false;     // streams are open
-    bool asked = false;  // the first ones are being opened
+    bool up = false;                                   // streams are open
+    bool asked = false;                                // the first ones are being opened
     std::vector<std::unique_ptr<BulkStream>> streams;  // open
     std::vector<std::unique_ptr<BulkStream>> opening;  // to be added when all of them are
     StreamTuner tuner;

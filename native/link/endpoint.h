@@ -129,8 +129,8 @@ class Endpoint {
   // Sender: the memory is borrowed until done() is called (data thread), also on failure.
   void SendBlob(LinkId, uint64_t key, const uint8_t* data, uint64_t size,
                 std::function<void()> done);
-  // Receiver: post before asking for it (returns once the data thread knows the buffer). kBlob or kBlobFailed follows exactly once. Blobs that
-  // nobody posted are drained and forgotten.
+  // Receiver: post before asking for it (returns once the data thread knows the buffer). kBlob or
+  // kBlobFailed follows exactly once. Blobs that nobody posted are drained and forgotten.
   void PostBlob(LinkId, uint64_t key, uint8_t* into, uint64_t size);
   void CancelBlob(uint64_t key);  // returns when the buffer is no longer touched
 

@@ -49,6 +49,7 @@ class RateMeter {
 
   // A period is over. One that saw too little to have an opinion leaves things as they are.
   void EndPeriod() {
+    filled_ = 0;  // no window lies in two periods
     if (peak_ == 0) return;
     previous_ = peak_;
     peak_ = 0;

@@ -15,8 +15,8 @@ struct LinkShared {
   std::atomic<uint64_t> bulk_sent{0}, bulk_received{0};
   std::atomic<uint64_t> queued{0};       // given to Send, not yet written
   std::atomic<uint64_t> undelivered{0};  // of messages that nobody has taken yet
-  std::atomic<uint64_t> rtt_us{0};      // smoothed
-  std::atomic<uint64_t> min_rtt_us{0};  // of the path without load; 0: not known
+  std::atomic<uint64_t> rtt_us{0};       // smoothed
+  std::atomic<uint64_t> min_rtt_us{0};   // of the path without load; 0: not known
   std::atomic<int> streams{0};
 };
 

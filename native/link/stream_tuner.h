@@ -27,13 +27,15 @@ class StreamTuner {
     }
     if (open != streams_) {
       streams_ = open;
-      settle_until_ms_ = now_ms + std::max<int64_t>(kSettleMs, 6 * static_cast<int64_t>(rtt_us) / 1000);
+      settle_until_ms_ =
+          now_ms + std::max<int64_t>(kSettleMs, 6 * static_cast<int64_t>(rtt_us) / 1000);
     }
     if (now_ms < settle_until_ms_ || now_ms < rest_until_ms_) {
       Restart(now_ms, sent_bytes);
       return open;
     }
-    const int64_t window_ms = std::max<int64_t>(kWindowMs, 12 * static_cast<int64_t>(rtt_us) / 1000);
+    const int64_t window_ms =
+        std::max<int64_t>(kWindowMs, 12 * static_cast<int64_t>(rtt_us) / 1000);
     if (now_ms - since_ms_ < window_ms) return open;
     const double goodput =
         static_cast<double>(sent_bytes - since_bytes_) / static_cast<double>(now_ms - since_ms_);
