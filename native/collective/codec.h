@@ -2,19 +2,19 @@
 // Every decoded bit is canonical: the same bytes decode to the same floats on any machine
 // (-ffp-contract=off, no reassociation).
 //
-// Wire forms. A blockwise codec is a row of blocks, each behind its scale; the last may be short.
+// Wire forms. Blocks share a scale; groups of 256 values hold their blocks' scales, then words.
 //
-//   fp32   | f32 f32 ...                                  as it is
-//   bf16   | u16 u16 ...                                  round to nearest even
-//   fp16   | u16 u16 ...                                  round to nearest even, with subnormals
-//   int8   | f32 scale | 256 x i8 |                       scale = absmax / 127
-//   int4   | bf16 scale | 32 x i4 |                       scale = absmax / 7
-//   fp4    | bf16 scale | 128 x (sign, 3 bit exponent) |  E3M0: 0, then scale * 1, 2, 4 ... 64
-//   sign   | f32 scale | 256 x 1 bit |                    scale = mean magnitude, set = negative
+//   fp32   | f32 f32 ...                                   as it is
+//   bf16   | u16 u16 ...                                   round to nearest even
+//   fp16   | u16 u16 ...                                   round to nearest even, with subnormals
+//   int8   | f32 scale    | 64 words of 4 x i8     |       scale = absmax / 127
+//   int4   | 8 bf16 scales | 32 words of 8 x i4    |       scale = absmax / 7
+//   fp4    | 2 bf16 scales | 32 words of 8 x E3M0  |       +-scale * (0, 1, 2, 4 ... 64)
+//   sign   | f32 scale    | 32 bytes of 8 x 1 bit  |       scale = mean magnitude, set: negative
 //
-// Packed fields lie in planes, so that packing is elementwise: of a block of n 4-bit values, byte j
-// holds value j in its low half and value j + ceil(n/2) in its high one; of n signs, bit b of byte
-// j is value b * ceil(n/8) + j. Bits that are left over are zero.
+// Of a group of n values with r values per word (sign: per byte) there are m = ceil(n / r) words,
+// and the p-th field of word j is value p * m + j; fields that are left over are zero. Packing is
+// elementwise that way: codec_packed.cc.
 //
 // Why these blocks. int4 spends its error on the step that the block's absmax dictates: 32 values
 // per scale (4.5 bits) against 64 (4.25 bits) err 10 % less on gaussian input and 20 % less on

@@ -55,11 +55,11 @@ size_t EncodedSize(Codec codec, size_t count) {
     case Codec::kFp16:
       return count * sizeof(uint16_t);
     case Codec::kInt8:
-      return count + Blocks(count, kInt8Block) * sizeof(float);
+      return Blocks(count, 4) * sizeof(uint32_t) + Blocks(count, kInt8Block) * sizeof(float);
     case Codec::kInt4:
-      return (count + 1) / 2 + Blocks(count, kInt4Block) * sizeof(uint16_t);
+      return Blocks(count, 8) * sizeof(uint32_t) + Blocks(count, kInt4Block) * sizeof(uint16_t);
     case Codec::kFp4:
-      return (count + 1) / 2 + Blocks(count, kFp4Block) * sizeof(uint16_t);
+      return Blocks(count, 8) * sizeof(uint32_t) + Blocks(count, kFp4Block) * sizeof(uint16_t);
     case Codec::kSign:
       return (count + 7) / 8 + Blocks(count, kSignBlock) * sizeof(float);
   }
