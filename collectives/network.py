@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+MESSAGE_S = 20e-6
+"""What a message costs at each of its ends, whatever its size: system calls, a header, a record."""
 LAN_RTT_S = 0.002
 """Members closer than this are taken to share a local network."""
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from decentral.collectives.network import Network
 from decentral.collectives.plan import ALIGNMENT, Plan
-from decentral.collectives.schedules import butterfly, ring, tree
+from decentral.collectives.schedules import butterfly, hierarchical, ring, tree
 
 
 class Planner(Protocol):
@@ -64,6 +64,12 @@ SCHEDULES: dict[str, Schedule] = _by_name(
             says="for unequal links, and for small buffers: two hops, slow peers own little",
             plan=butterfly.plan,
             encodes_once=True,
+        ),
+        Schedule(
+            name="hierarchical",
+            says="for several members behind each uplink: sites cross the WAN as one peer",
+            plan=hierarchical.plan,
+            encodes_once=False,
         ),
     ]
 )

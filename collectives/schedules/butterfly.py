@@ -61,13 +61,18 @@ def offsets(network: Network, count: int, alignment: int = ALIGNMENT) -> list[in
     return cut(count, shares(network.both_ways_bytes_s), alignment)
 
 
+def slots_for(cuts: list[int]) -> int:
+    """Into how many slots to cut each share: by the largest of them."""
+    largest = max(end - start for start, end in itertools.pairwise(cuts))
+    return max(1, min(MAX_SLOTS, largest // MIN_SLOT_ELEMENTS))
+
+
 def _segments(
     network: Network, count: int, alignment: int
 ) -> tuple[tuple[Segment, ...], tuple[int, ...]]:
     """All segments, and the slot of each."""
     cuts = offsets(network, count, alignment)
-    largest = max(end - start for start, end in itertools.pairwise(cuts))
-    parts = max(1, min(MAX_SLOTS, largest // MIN_SLOT_ELEMENTS))
+    parts = slots_for(cuts)
     segments: list[Segment] = []
     slots: list[int] = []
     for owner, (start, end) in enumerate(itertools.pairwise(cuts)):

@@ -21,12 +21,13 @@ def even_segments(members: int, count: int, alignment: int = ALIGNMENT) -> tuple
 def cut(count: int, shares: Sequence[float], alignment: int) -> list[int]:
     """Offsets [0, …, count]: part i has about shares[i] / Σ shares of the elements.
 
-    Whole blocks of `alignment`, each cut within half a block of where it should be. Only additions
-    and multiplications in a fixed order: every IEEE machine cuts alike.
+    Whole blocks of `alignment`, each cut within half a block of where it should be. Plain IEEE
+    operations in a fixed order, so that all machines cut alike; not `sum`, which adds floats in
+    another way from Python 3.12 on.
     """
     blocks = -(-count // alignment)
-    total = sum(shares)
-    ends = [int(end / total * blocks + 0.5) for end in accumulate(shares)]
+    sums = list(accumulate(shares))
+    ends = [int(end / sums[-1] * blocks + 0.5) for end in sums]
     return [0, *(min(end * alignment, count) for end in ends[:-1]), count]
 
 
