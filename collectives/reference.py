@@ -84,11 +84,21 @@ def execute(
     sources: Sequence[Array],
     *,
     codec: str = "fp32",
+    final_codec: str | None = None,
     weights: Sequence[float] | None = None,
     scale: float = 1.0,
+    scatter: bool = False,
 ) -> list[Array]:
-    """What every rank's `dst` holds after the plans (which `validate` accepts) have run."""
-    ranks = range(len(plans))
+    """What every rank's `dst` holds after the plans (which `validate` accepts) have run.
+
+    `final_codec`: what finals travel as (default: `codec`). `scatter`: it is a reduce-scatter,
+    whose sums go nowhere and are not encoded; only owners' own segments of the result count.
+    """
+    ranks, final = range(len(plans)), final_codec or codec
+    ends = [[0] * len(plan.segments) for plan in plans]  # contributions still to come
+    for rank, plan in enumerate(plans):
+        for step in plan.steps:
+            ends[rank][step.segment] += step.kind is Kind.RECV_REDUCE
     own = [1.0] * len(plans) if weights is None else weights
     results = [weighted(source, own[rank]) for rank, source in enumerate(sources)]
     encoded: list[dict[int, bytes]] = [{} for _ in ranks]  # final encodings, by segment
@@ -103,8 +113,11 @@ def execute(
         """The owner scales, encodes once, and decodes its own encoding."""
         values = part(rank, segment)
         scaled = values if scale == 1 else weighted(values, scale)
-        encoded[rank][segment] = encode(codec, scaled)
-        values[:] = decode(codec, encoded[rank][segment], values.size)
+        if scatter:
+            values[:] = scaled
+            return
+        encoded[rank][segment] = encode(final, scaled)
+        values[:] = decode(final, encoded[rank][segment], values.size)
 
     def run(rank: int, step: Step) -> None:
         values = part(rank, step.segment)
@@ -114,15 +127,16 @@ def execute(
             wires[rank, step.peer].append(encoded[rank][step.segment])
         else:
             data = wires[step.peer, rank].popleft()
-            received = decode(codec, data, values.size)
             if step.kind is Kind.RECV_FINAL:
                 encoded[rank][step.segment] = data
-                values[:] = received
+                values[:] = decode(final, data, values.size)
                 return
+            received = decode(codec, data, values.size)
             absent = own[rank] == 0 and not reduced[rank][step.segment]
             values[:] = received if absent else received + values
             reduced[rank][step.segment] = True
-            if not _more_to_add(left[rank], step.segment) and owns(rank, step.segment):
+            ends[rank][step.segment] -= 1
+            if ends[rank][step.segment] == 0 and owns(rank, step.segment):
                 complete(rank, step.segment)
 
     def owns(rank: int, segment: int) -> bool:
@@ -131,7 +145,7 @@ def execute(
     reduced = [[False] * len(plan.segments) for plan in plans]
     for rank in ranks:
         for index in range(len(plans[rank].segments)):
-            if owns(rank, index) and not _more_to_add(left[rank], index):
+            if owns(rank, index) and ends[rank][index] == 0:
                 complete(rank, index)
     while any(left):
         before = sum(map(len, left))
@@ -145,7 +159,3 @@ def execute(
         if sum(map(len, left)) == before:
             raise ValueError("these plans wait for each other in list order")
     return results
-
-
-def _more_to_add(steps: deque[Step], segment: int) -> bool:
-    return any(s.kind is Kind.RECV_REDUCE and s.segment == segment for s in steps)
