@@ -1,22 +1,13 @@
-"""All-reduce among the members of a view: plans as data, one native engine that executes them.
+"""Collective operations on bandwidth-starved, mortal networks: groups, plans, codecs.
 
-`Group` starts operations and `Work` is one that runs; `ring` plans who sends what to whom.
+`reference` (numpy, slow, for tests) is not imported here.
 """
 
-from __future__ import annotations
+from decentral.collectives.cost import Choice
+from decentral.collectives.group import CODECS, Call, Group
+from decentral.collectives.network import Network
+from decentral.collectives.plan import Plan
+from decentral.collectives.schedules import SCHEDULES
+from decentral.collectives.work import Stats, Work
 
-from decentral.collectives.group import CODECS, Group, Stats, Work
-from decentral.collectives.plan import Kind, Plan, Segment, Step, ring, validate
-
-__all__ = [
-    "CODECS",
-    "Group",
-    "Kind",
-    "Plan",
-    "Segment",
-    "Stats",
-    "Step",
-    "Work",
-    "ring",
-    "validate",
-]
+__all__ = ["CODECS", "SCHEDULES", "Call", "Choice", "Group", "Network", "Plan", "Stats", "Work"]
