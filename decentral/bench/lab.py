@@ -51,6 +51,8 @@ class Lines:
     """What a packet may wait in a line's queue before it is dropped."""
     seed: int = 1
     """Which packets are lost."""
+    delay_line: bool = False
+    """A delay line also where there is neither delay nor loss."""
 
     def __post_init__(self) -> None:
         if len(self.rates_mbit) < 2 or any(rate < 0 for rate in self.rates_mbit):
@@ -60,7 +62,7 @@ class Lines:
 
     @property
     def delayed(self) -> bool:
-        return self.rtt_ms > 0 or self.loss > 0
+        return self.delay_line or self.rtt_ms > 0 or self.loss > 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,12 @@ class Lab(ABC):
 
     def bytes_sent(self) -> int:
         """What all hosts have put on their lines so far: IP packets with all headers."""
-        return sum(self._counter(host, "tx_bytes") for host in self.hosts)
+        return sum(
+            int(
+                command(*host.prefix, "cat", f"/sys/class/net/{host.interface}/statistics/tx_bytes")
+            )
+            for host in self.hosts
+        )
 
     def close(self) -> None:
         """Ends what runs on the hosts, and the hosts. Idempotent."""
@@ -128,10 +135,6 @@ class Lab(ABC):
         self._namespaces.append(netns)
         ip("-n", netns, "link", "set", "lo", "up")
         return netns
-
-    def _counter(self, host: Host, name: str) -> int:
-        path = f"/sys/class/net/{host.interface}/statistics/{name}"
-        return int(command(*host.prefix, "cat", path))
 
 
 def open_lab(lines: Lines) -> Lab:
