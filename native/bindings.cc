@@ -60,6 +60,7 @@ NB_MODULE(_native, m) {
   });
 
   BindLinks(m);
+  BindCodecs(m);
   BindCollectives(m);
   BindKernels(m);
 }

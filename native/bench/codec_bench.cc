@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "collective/codec.h"
+#include "collective/topk.h"
 #include "core/hash.h"
 #include "optim/outer.h"
 
@@ -116,6 +117,19 @@ int main(int argc, char** argv) {
   const auto report = [&](const char* what, double moved, const auto& work) {
     Report(what, count, moved, copy, work);
   };
+  {
+    constexpr uint32_t kSurvivors = 64;
+    std::vector<uint8_t> wire(TopkEncodedSize(count, kSurvivors));
+    for (size_t i = 0; i < count; ++i) {  // not sorted, not equal
+      z[i] = static_cast<float>(static_cast<uint32_t>(i) * 2654435761u >> 8) - 8388607.5f;
+    }
+    const auto at = [&](size_t first) { return wire.data() + TopkEncodedSize(first, kSurvivors); };
+    report("top-64 encode", 4,
+           [&](size_t i, size_t n) { TopkEncode(&z[i], n, kSurvivors, at(i)); });
+    report("top-64 decode-add", 0, [&](size_t i, size_t n) {
+      TopkDecodeAdd(at(i), TopkEncodedSize(n, kSurvivors), kSurvivors, 1.0f, &y[i], n);
+    });
+  }
   report("nesterov, in place", 20, [&](size_t i, size_t n) {
     OuterNesterov(&y[i], &w[i], &x[i], 0.7f, 0.9f, n, &y[i], &w[i]);
   });

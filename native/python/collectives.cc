@@ -5,11 +5,6 @@
 namespace decentral {
 namespace {
 
-Codec ParseCodec(const std::string& name) {
-  if (const auto codec = CodecNamed(name)) return *codec;
-  throw Error(ErrorKind::kConfig, "codec", "there is no codec '" + name + "'");
-}
-
 // An operation together with the arrays that it borrows.
 class PyOp {
  public:
@@ -39,14 +34,15 @@ class PyEngine {
   explicit PyEngine(nb::object endpoint)
       : owner_(endpoint), endpoint_(nb::cast<PyEndpoint*>(endpoint)) {}
 
-  std::unique_ptr<PyOp> Start(
-      uint32_t kind, const std::vector<nb::bytes>& members, uint32_t rank, uint64_t count,
-      uint32_t dtype, const std::string& codec, const std::string& final_codec,
-      const std::string& schedule,
-      const std::vector<std::tuple<uint64_t, uint64_t, uint32_t>>& segments,
-      const std::vector<std::tuple<uint32_t, uint32_t, uint32_t>>& steps, float weight, float scale,
-      uint64_t round, uint32_t attempt, uint32_t tag, int priority, uint32_t chunk_bytes,
-      int silence_limit_ms, int start_limit_ms, FloatsIn src, FloatsOut dst) {
+  std::unique_ptr<PyOp> Start(uint32_t kind, const std::vector<nb::bytes>& members, uint32_t rank,
+                              uint64_t count, uint32_t dtype, const std::string& codec,
+                              const std::string& final_codec, const std::string& schedule,
+                              const std::vector<std::tuple<uint64_t, uint64_t, uint32_t>>& segments,
+                              const std::vector<std::tuple<uint32_t, uint32_t, uint32_t>>& steps,
+                              float weight, float scale, uint64_t round, uint32_t attempt,
+                              uint32_t tag, int priority, uint32_t chunk_bytes,
+                              int silence_limit_ms, int start_limit_ms, FloatsIn src,
+                              FloatsOut dst) {
     if (src.size() != count || dst.size() != count) {
       throw Error(ErrorKind::kConfig, "start", "src and dst must both hold `count` values");
     }
@@ -117,26 +113,6 @@ void BindCollectives(nb::module_& m) {
            "dtype"_a, "codec"_a, "final_codec"_a, "schedule"_a, "segments"_a, "steps"_a, "weight"_a,
            "scale"_a, "round"_a, "attempt"_a, "tag"_a, "priority"_a, "chunk_bytes"_a,
            "silence_limit_ms"_a, "start_limit_ms"_a, "src"_a.noconvert(), "dst"_a.noconvert());
-
-  m.def(
-      "encode",
-      [](const std::string& codec, FloatsIn src) {
-        std::string out(EncodedSize(ParseCodec(codec), src.size()), '\0');
-        Encode(ParseCodec(codec), src.data(), src.size(), 1.0f,
-               reinterpret_cast<uint8_t*>(out.data()));
-        return ToBytes(out);
-      },
-      "codec"_a, "src"_a.noconvert());
-  m.def(
-      "decode",
-      [](const std::string& codec, const nb::bytes& data, FloatsOut out) {
-        if (data.size() != EncodedSize(ParseCodec(codec), out.size())) {
-          throw nb::value_error("the encoded size does not fit the number of values");
-        }
-        Decode(ParseCodec(codec), reinterpret_cast<const uint8_t*>(data.c_str()), out.size(),
-               out.data());
-      },
-      "codec"_a, "data"_a, "out"_a.noconvert());
 }
 
 }  // namespace decentral

@@ -15,6 +15,7 @@
 #include <string>
 #include <tuple>
 
+#include "collective/codec.h"
 #include "core/types.h"
 
 namespace decentral {
@@ -81,8 +82,12 @@ inline std::optional<ErrorTuple> ToTuple(const Error& e) {
   return ErrorTuple{KindName(e.kind), e.phase, ToBytes(e.peer), e.text};
 }
 
+// Throws what names all codecs that there are.
+Codec ParseCodec(const std::string& name);
+
 // Each adds its part to the module.
 void BindLinks(nb::module_& m);
+void BindCodecs(nb::module_& m);
 void BindCollectives(nb::module_& m);
 void BindKernels(nb::module_& m);
 

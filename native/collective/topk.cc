@@ -1,0 +1,191 @@
+#include "collective/topk.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <string>
+
+namespace decentral {
+namespace {
+
+constexpr uint32_t kInfinityBits = 0x7F800000u;
+constexpr uint16_t kNanHalf = 0x7FC0;
+
+size_t Survivors(size_t n, uint32_t k) { return (n * k + kTopkChunk - 1) / kTopkChunk; }
+size_t IndexBytes(size_t survivors) { return (3 * survivors + 1) / 2; }
+size_t ChunkBytes(size_t survivors) { return 4 + IndexBytes(survivors) + (survivors + 3) / 4; }
+size_t ChunkSize(size_t count, size_t start) { return std::min(kTopkChunk, count - start); }
+
+uint32_t MagnitudeBits(float x) { return std::bit_cast<uint32_t>(x) & 0x7FFFFFFFu; }
+
+// Larger magnitudes first, then smaller indices; no two are equal.
+using Key = uint64_t;
+Key KeyOf(float x, size_t index) {
+  return static_cast<Key>(MagnitudeBits(x)) << 12 | (kTopkChunk - 1 - index);
+}
+size_t IndexOf(Key key) { return kTopkChunk - 1 - (key & 0xFFF); }
+double MagnitudeOf(Key key) { return std::bit_cast<float>(static_cast<uint32_t>(key >> 12)); }
+
+// The `c` largest of n values, in the order of their indices.
+//
+// A histogram over exponent and three bits of mantissa says which bin the c-th largest is in; only
+// what lies there, usually a few dozen values, needs to be compared with each other.
+void Select(const float* x, size_t n, size_t c, Key* out) {
+  constexpr int kDropped = 20;
+  std::array<std::array<uint16_t, (1u << (31 - kDropped))>, 2> bins{};  // two: fewer stalls
+  uint32_t top = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const uint32_t bin = MagnitudeBits(x[i]) >> kDropped;
+    ++bins[i & 1][bin];
+    top = std::max(top, bin);
+  }
+  size_t above = 0;
+  uint32_t bin = top;
+  for (;; --bin) {
+    const size_t here = static_cast<size_t>(bins[0][bin]) + bins[1][bin];
+    if (above + here >= c) break;
+    above += here;
+  }
+  std::array<Key, kTopkChunk + 1> candidates;  // one more: written before it is known to count
+  size_t found = 0;
+  const uint32_t least = bin << kDropped;
+  for (size_t i = 0; i < n; ++i) {
+    candidates[found] = KeyOf(x[i], i);
+    found += MagnitudeBits(x[i]) >= least ? 1 : 0;
+  }
+  Key last = 0;  // the smallest key that survives
+  if (found > c) {
+    std::array<Key, kTopkChunk> ranked;
+    std::copy_n(candidates.begin(), found, ranked.begin());
+    const auto nth = ranked.begin() + static_cast<std::ptrdiff_t>(c - 1);
+    std::nth_element(ranked.begin(), nth, ranked.begin() + static_cast<std::ptrdiff_t>(found),
+                     std::greater<>());
+    last = *nth;
+  }
+  std::copy_if(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(found), out,
+               [&](Key key) { return key >= last; });
+}
+
+struct Levels {
+  uint16_t low, high;  // bf16
+  Key split;           // keys from here on are high
+};
+
+uint16_t ToBf16(double value) {
+  const auto bits = std::bit_cast<uint32_t>(static_cast<float>(value));
+  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// Two magnitudes for the survivors. Of all ways to cut the sorted magnitudes in two, the one that
+// leaves the least squared error around both means: the largest sum of (sum of part)^2 / its size.
+Levels Fit(const Key* keys, size_t c) {
+  std::array<Key, kTopkChunk> sorted;
+  const auto end = std::copy_n(keys, c, sorted.begin());
+  std::sort(sorted.begin(), end, std::greater<>());
+  if (sorted[0] >> 12 >= kInfinityBits) return {kNanHalf, kNanHalf, 0};
+  double total = 0;
+  for (size_t i = 0; i < c; ++i) total += MagnitudeOf(sorted[i]);
+  double best = -1, above = 0, best_above = 0;
+  size_t cut = 0;
+  for (size_t i = 1; i <= c; ++i) {  // the first i are high
+    above += MagnitudeOf(sorted[i - 1]);
+    const double below = total - above;
+    const double score = above * above / static_cast<double>(i) +
+                         (i == c ? 0 : below * below / static_cast<double>(c - i));
+    if (score > best) best = score, cut = i, best_above = above;
+  }
+  const double high = best_above / static_cast<double>(cut);
+  const double low = cut == c ? high : (total - best_above) / static_cast<double>(c - cut);
+  return {ToBf16(low), ToBf16(high), sorted[cut - 1]};
+}
+
+void PutIndex(uint8_t* bytes, size_t i, size_t index) {
+  uint8_t* at = bytes + i / 2 * 3;
+  if (i % 2 == 0) {
+    at[0] = static_cast<uint8_t>(index);
+    at[1] = static_cast<uint8_t>(index >> 8);
+  } else {
+    at[1] = static_cast<uint8_t>(at[1] | index << 4);
+    at[2] = static_cast<uint8_t>(index >> 4);
+  }
+}
+
+size_t GetIndex(const uint8_t* bytes, size_t i) {
+  const uint8_t* at = bytes + i / 2 * 3;
+  return i % 2 == 0 ? at[0] | (at[1] & 0xF) << 8 : at[1] >> 4 | at[2] << 4;
+}
+
+Error Wrong(const std::string& text) { return Error(ErrorKind::kProtocol, "top-k", text); }
+
+}  // namespace
+
+size_t TopkEncodedSize(size_t count, uint32_t k) {
+  const size_t rest = count % kTopkChunk;
+  return count / kTopkChunk * ChunkBytes(k) + (rest == 0 ? 0 : ChunkBytes(Survivors(rest, k)));
+}
+
+void TopkEncode(const float* src, size_t count, uint32_t k, uint8_t* out) {
+  std::array<Key, kTopkChunk> keys;
+  for (size_t start = 0; start < count; start += kTopkChunk) {
+    const float* x = src + start;
+    const size_t n = ChunkSize(count, start), c = Survivors(n, k);
+    Select(x, n, c, keys.data());
+    const Levels levels = Fit(keys.data(), c);
+    std::memset(out, 0, ChunkBytes(c));
+    std::memcpy(out, &levels.low, sizeof(levels.low));
+    std::memcpy(out + 2, &levels.high, sizeof(levels.high));
+    uint8_t* values = out + 4 + IndexBytes(c);
+    for (size_t i = 0; i < c; ++i) {
+      const size_t index = IndexOf(keys[i]);
+      const uint32_t sign = std::bit_cast<uint32_t>(x[index]) >> 31;
+      const uint32_t high = keys[i] >= levels.split ? 2 : 0;
+      PutIndex(out + 4, i, index);
+      values[i / 4] = static_cast<uint8_t>(values[i / 4] | (sign | high) << (2 * (i % 4)));
+    }
+    out += ChunkBytes(c);
+  }
+}
+
+Error TopkDecodeAdd(const uint8_t* in, size_t size, uint32_t k, float weight, float* out,
+                    size_t count) {
+  if (k == 0 || k > kTopkChunk) return Wrong("k must be 1 to 4096, not " + std::to_string(k));
+  if (size != TopkEncodedSize(count, k)) {
+    return Wrong(std::to_string(size) + " bytes came for " + std::to_string(count) +
+                 " values, not " + std::to_string(TopkEncodedSize(count, k)));
+  }
+  const uint8_t* at = in;
+  for (size_t start = 0; start < count; start += kTopkChunk) {  // before anything is added
+    const size_t n = ChunkSize(count, start), c = Survivors(n, k);
+    for (size_t i = 0, least = 0; i < c; ++i) {
+      const size_t index = GetIndex(at + 4, i);
+      if (index < least || index >= n) {
+        return Wrong("index " + std::to_string(index) + " is out of order or outside of the " +
+                     std::to_string(n) + " values from " + std::to_string(start) + " on");
+      }
+      least = index + 1;
+    }
+    at += ChunkBytes(c);
+  }
+  if (weight == 0.0f) return {};
+  for (size_t start = 0; start < count; start += kTopkChunk) {
+    const size_t n = ChunkSize(count, start), c = Survivors(n, k);
+    uint16_t halves[2];
+    std::memcpy(halves, in, sizeof(halves));
+    float levels[4];  // by sign and magnitude
+    for (uint32_t v = 0; v < 4; ++v) {
+      const float level = std::bit_cast<float>(static_cast<uint32_t>(halves[v >> 1]) << 16);
+      levels[v] = weight * (v & 1 ? -level : level);
+    }
+    const uint8_t* values = in + 4 + IndexBytes(c);
+    for (size_t i = 0; i < c; ++i) {
+      out[start + GetIndex(in + 4, i)] += levels[values[i / 4] >> (2 * (i % 4)) & 3];
+    }
+    in += ChunkBytes(c);
+  }
+  return {};
+}
+
+}  // namespace decentral
