@@ -37,12 +37,18 @@ MANY_STREAMS_CHUNK_BYTES = 64 << 10
 
 # TEMPORARY until codecs.py lands
 CODECS = ("fp32", "bf16", "int8", "fp16", "int4", "fp4", "sign", "topk")
+
+
 class _Info:
     def __init__(self, name):
         self.final = "int8" if name == "sign" else name
         self.rides_ring = name != "sign"
         self.bytes_per_value = len(_native.encode(name, np.zeros(4096, np.float32))) / 4096
-        self.final_bytes_per_value = len(_native.encode(self.final, np.zeros(4096, np.float32))) / 4096
+        self.final_bytes_per_value = (
+            len(_native.encode(self.final, np.zeros(4096, np.float32))) / 4096
+        )
+
+
 codec_named = functools.lru_cache(_Info)
 
 _RESERVED_TAG = 0xFFFF_0000
@@ -211,7 +217,9 @@ class Group:
             raise ConfigError(f"all_gather moves fp32, not {place.dtype}", phase="start")
         where = self.cuts(place.size) if cuts is None else list(cuts)
         if len(where) != len(self) + 1 or where[0] != 0 or where[-1] != place.size:
-            raise ConfigError(f"cuts must run from 0 to {place.size}, one per member", phase="start")
+            raise ConfigError(
+                f"cuts must run from 0 to {place.size}, one per member", phase="start"
+            )
         plan = all_gather.plan(self.network, self.rank, where)
         work = Work()
         work.launch(
@@ -348,7 +356,7 @@ class Group:
 
     def _options(self, call: dict[str, Any]) -> Call:
         options = Call(**call)
-        if not 0 <= options.tag < _RESERVED_TAG + 0x10000:
+        if not 0 <= options.tag < _RESERVED_TAG:
             raise ConfigError(f"tags run from 0 to {_RESERVED_TAG - 1}", phase="start")
         return options
 

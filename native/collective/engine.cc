@@ -15,7 +15,6 @@ namespace {
 
 constexpr size_t kMaxEarlyWords = 64;  // kOpReady and kOpAbort each, for operations not begun
 constexpr size_t kMaxFinished = 256;   // outcomes remembered
-constexpr int kTickMs = 250;
 constexpr auto kCloseWait = std::chrono::seconds(2);
 
 // A map that forgets its oldest entries.
@@ -232,7 +231,7 @@ class EngineImpl final : public Engine {
   void ScheduleTick() {
     if (ticking_ || by_key_.empty()) return;
     ticking_ = true;
-    context_.transport.PostAfter(kTickMs, [this, alive = alive_] {
+    context_.transport.PostAfter(OpImpl::kTickMs, [this, alive = alive_] {
       if (!*alive) return;
       ticking_ = false;
       for (const auto& op : Running()) op->Tick();

@@ -76,6 +76,8 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   void OnSent(uint64_t cookie);
   void Tick();
 
+  static constexpr int kTickMs = 250;
+
   enum class Tell { kEverybody, kNobody };
   void Fail(Error, Tell);
   // Gives up on what the transport still holds: for an engine that was detached.

@@ -13,7 +13,7 @@ void OpImpl::Tick() {
   if (!running()) return;
   const int64_t now = context_.now_ms();
   // If we were suspended ourselves, the others' silence is our own deafness: start over.
-  const bool was_away = now - ticked_ms_ > spec_.silence_limit_ms / 2;
+  const bool was_away = now - ticked_ms_ > std::max(spec_.silence_limit_ms / 2, 2 * kTickMs);
   ticked_ms_ = now;
   int64_t longest = 0;
   int64_t silent = -1;
