@@ -28,7 +28,9 @@ from decentral.collectives.schedules.shares import shares
 MAX_SLOTS = 16
 """More slots overlap better, but each ends with a short chunk in every lane."""
 MIN_SLOT_ELEMENTS = 1 << 17
-"""A slot is no smaller than what one frame carries (512 KiB of fp32)."""
+"""A slot of the largest share is no smaller than what one frame carries (512 KiB of fp32)."""
+MIN_PART_ELEMENTS = 1 << 14
+"""Smaller shares are cut into fewer parts than there are slots before parts get smaller."""
 LAG = 2
 """By how many slots finals follow contributions. One would do but for the delay between members:
 contributions of slot k + LAG wait for everybody's of slot k."""
@@ -38,22 +40,27 @@ def plan(network: Network, rank: int, count: int, alignment: int = ALIGNMENT) ->
     """Shares by `shares`; contributions are summed in rank order, starting after the owner."""
     members = network.members
     check(members, rank, count)
-    segments, slots = _segments(network, count, alignment)
+    bounds, slots_of = slots(offsets(network, count, alignment), alignment)
     others = [(rank + distance) % members for distance in range(1, members)]
+    segments: list[Segment] = []
     steps: list[tuple[Key, Step]] = []
-    for index, segment in enumerate(segments):
-        if not is_used(segment, count):
-            continue
-        slot, owner = slots[index], segment.owner
-        if owner != rank:
-            turn = (rank - owner) % members
-            steps.append(((slot, 0, turn, index), Step(Kind.SEND_PARTIAL, owner, index)))
-            steps.append(((slot + LAG, 1, turn, index), Step(Kind.RECV_FINAL, owner, index)))
-            continue
-        for turn, peer in enumerate(others, start=1):
-            steps.append(((slot, 0, turn, index), Step(Kind.RECV_REDUCE, peer, index)))
-            steps.append(((slot + LAG, 1, turn, index), Step(Kind.SEND_FINAL, peer, index)))
-    return Plan(segments, ordered(steps))
+    for owner in range(members):
+        turn = (rank - owner) % members
+        for (start, end), slot in zip(
+            itertools.pairwise(bounds[owner]), slots_of[owner], strict=True
+        ):
+            index = len(segments)
+            segments.append(Segment(start, end - start, owner))
+            if not is_used(segments[-1], count):
+                continue
+            if owner != rank:
+                steps.append(((slot, 0, turn, index), Step(Kind.SEND_PARTIAL, owner, index)))
+                steps.append(((slot + LAG, 1, turn, index), Step(Kind.RECV_FINAL, owner, index)))
+                continue
+            for distance, peer in enumerate(others, start=1):
+                steps.append(((slot, 0, distance, index), Step(Kind.RECV_REDUCE, peer, index)))
+                steps.append(((slot + LAG, 1, distance, index), Step(Kind.SEND_FINAL, peer, index)))
+    return Plan(tuple(segments), ordered(steps))
 
 
 def offsets(network: Network, count: int, alignment: int = ALIGNMENT) -> list[int]:
@@ -61,23 +68,17 @@ def offsets(network: Network, count: int, alignment: int = ALIGNMENT) -> list[in
     return cut(count, shares(network.both_ways_bytes_s), alignment)
 
 
-def slots_for(cuts: list[int]) -> int:
-    """Into how many slots to cut each share: by the largest of them."""
-    largest = max(end - start for start, end in itertools.pairwise(cuts))
-    return max(1, min(MAX_SLOTS, largest // MIN_SLOT_ELEMENTS))
+def slots(cuts: list[int], alignment: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Cuts every share: for each, the offsets of its parts, and the slot of each part.
 
-
-def _segments(
-    network: Network, count: int, alignment: int
-) -> tuple[tuple[Segment, ...], tuple[int, ...]]:
-    """All segments, and the slot of each."""
-    cuts = offsets(network, count, alignment)
-    parts = slots_for(cuts)
-    segments: list[Segment] = []
-    slots: list[int] = []
-    for owner, (start, end) in enumerate(itertools.pairwise(cuts)):
-        inner = split(start, end, parts, alignment) if end > start else [start, end]
-        for slot, (a, b) in enumerate(itertools.pairwise(inner)):
-            segments.append(Segment(a, b - a, owner))
-            slots.append(slot)
-    return tuple(segments), tuple(slots)
+    The largest share has as many parts as there are slots; smaller ones have fewer, spread over
+    the slots, so that parts do not get small.
+    """
+    sizes = [end - start for start, end in itertools.pairwise(cuts)]
+    most = max(1, min(MAX_SLOTS, max(sizes) // MIN_SLOT_ELEMENTS))
+    parts = [max(1, min(most, size // MIN_PART_ELEMENTS)) for size in sizes]
+    bounds = [
+        split(start, start + size, part, alignment)
+        for start, size, part in zip(cuts, sizes, parts, strict=False)
+    ]
+    return bounds, [[number * most // part for number in range(part)] for part in parts]

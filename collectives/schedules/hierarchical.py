@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from decentral.collectives.network import Network
 from decentral.collectives.plan import ALIGNMENT, Kind, Plan, Segment, Step
-from decentral.collectives.schedules.butterfly import LAG, slots_for
+from decentral.collectives.schedules.butterfly import LAG, slots
 from decentral.collectives.schedules.order import Key, check, ordered
-from decentral.collectives.schedules.segments import cut, is_used, split
+from decentral.collectives.schedules.segments import cut, is_used
 from decentral.collectives.schedules.shares import shares
 
 # A transfer's key starts with slot + delay of its stage, for stages LAN in, WAN in, WAN out, LAN
@@ -80,58 +81,46 @@ def plan(network: Network, rank: int, count: int, alignment: int = ALIGNMENT) ->
     check(network.members, rank, count)
     where = layout(network, count, alignment)
     site = next(number for number, group in enumerate(where.groups) if rank in group)
+    bounds, slots_of = slots(where.offsets, alignment)
     segments: list[Segment] = []
     steps: list[tuple[Key, Step]] = []
-    parts = slots_for(where.offsets)
-    bounds = itertools.pairwise(where.offsets)
-    for owner_site, group in enumerate(where.groups):
-        for place, owner in enumerate(group):
-            start, end = next(bounds)
-            inner = split(start, end, parts, alignment) if end > start else [start, end]
-            delegates = [
-                where.delegate(each, owner_site, place) for each in range(len(where.groups))
-            ]
-            for slot, (a, b) in enumerate(itertools.pairwise(inner)):
-                segments.append(Segment(a, b - a, owner))
-                if is_used(segments[-1], count):
-                    steps += _steps(where, rank, site, owner_site, delegates, slot, len(segments))
+    places = ((s, place) for s, group in enumerate(where.groups) for place in range(len(group)))
+    for number, (owner_site, place) in enumerate(places):
+        for (start, end), slot in zip(
+            itertools.pairwise(bounds[number]), slots_of[number], strict=True
+        ):
+            segments.append(Segment(start, end - start, where.owners[number]))
+            if is_used(segments[-1], count):
+                index = len(segments) - 1
+                for stage, turn, kind, peer in _roles(where, rank, site, owner_site, place):
+                    key = (slot + _DELAYS[stage], stage, turn, index)
+                    steps.append((key, Step(kind, peer, index)))
     return Plan(tuple(segments), ordered(steps))
 
 
-def _steps(
-    where: Layout,
-    rank: int,
-    site: int,
-    owner_site: int,
-    delegates: list[int],
-    slot: int,
-    number: int,
-) -> list[tuple[Key, Step]]:
-    """What `rank` of `site` does about the segment before `number`."""
-    index = number - 1
-    steps: list[tuple[Key, Step]] = []
-
-    def add(stage: int, turn: int, kind: Kind, peer: int) -> None:
-        steps.append(((slot + _DELAYS[stage], stage, turn, index), Step(kind, peer, index)))
-
-    delegate, group, sites = delegates[site], where.groups[site], len(where.groups)
+def _roles(
+    where: Layout, rank: int, site: int, owner_site: int, place: int
+) -> Iterator[tuple[int, int, Kind, int]]:
+    """What `rank` of `site` does about a part owned by member `place` of `owner_site`:
+    (stage, turn within it, kind, peer)."""
+    delegate, group = where.delegate(site, owner_site, place), where.groups[site]
     first = group.index(delegate)
     if rank != delegate:
         turn = (group.index(rank) - first) % len(group)
-        add(0, turn, Kind.SEND_PARTIAL, delegate)
-        add(3, turn, Kind.RECV_FINAL, delegate)
-        return steps
+        yield 0, turn, Kind.SEND_PARTIAL, delegate
+        yield 3, turn, Kind.RECV_FINAL, delegate
+        return
     for turn in range(1, len(group)):
         peer = group[(first + turn) % len(group)]
-        add(0, turn, Kind.RECV_REDUCE, peer)
-        add(3, turn, Kind.SEND_FINAL, peer)
+        yield 0, turn, Kind.RECV_REDUCE, peer
+        yield 3, turn, Kind.SEND_FINAL, peer
+    sites = len(where.groups)
     if site != owner_site:
-        turn = (site - owner_site) % sites
-        add(1, turn, Kind.SEND_PARTIAL, delegates[owner_site])
-        add(2, turn, Kind.RECV_FINAL, delegates[owner_site])
-        return steps
+        owner, turn = where.groups[owner_site][place], (site - owner_site) % sites
+        yield 1, turn, Kind.SEND_PARTIAL, owner
+        yield 2, turn, Kind.RECV_FINAL, owner
+        return
     for turn in range(1, sites):
-        peer = delegates[(site + turn) % sites]
-        add(1, turn, Kind.RECV_REDUCE, peer)
-        add(2, turn, Kind.SEND_FINAL, peer)
-    return steps
+        peer = where.delegate((site + turn) % sites, owner_site, place)
+        yield 1, turn, Kind.RECV_REDUCE, peer
+        yield 2, turn, Kind.SEND_FINAL, peer
