@@ -1,4 +1,4 @@
-"""What the native codecs and the engine must compute, in numpy, bit for bit. Used by tests only.
+"""What the engine must compute, in numpy, bit for bit. Used by tests only.
 
 Slow and obvious: no chunks, no threads, one segment after the other.
 """
@@ -10,66 +10,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from decentral.collectives.plan import Kind, Plan, Step
+from decentral.collectives.reference_codecs import decode, encode
 
 if TYPE_CHECKING:
     from decentral.types import Array
 
-INT8_BLOCK = 256
-_TINY = np.float32(127) * np.finfo(np.float32).tiny
-"""Blocks with a smaller absmax travel as zeros."""
-
-
-def encode(codec: str, values: Array) -> bytes:
-    """Wire bytes of fp32 values (native/collective/codec.h)."""
-    if codec == "fp32":
-        return values.astype("<f4").tobytes()
-    if codec == "bf16":
-        return _to_bf16(values).astype("<u2").tobytes()
-    if codec == "int8":
-        return b"".join(
-            _encode_block(values[start : start + INT8_BLOCK])
-            for start in range(0, values.size, INT8_BLOCK)
-        )
-    raise ValueError(f"no codec {codec!r}")
-
-
-def decode(codec: str, data: bytes, count: int) -> Array:
-    """`count` fp32 values from wire bytes."""
-    if codec == "fp32":
-        return np.frombuffer(data, "<f4", count).astype(np.float32)
-    if codec == "bf16":
-        return (np.frombuffer(data, "<u2", count).astype(np.uint32) << 16).view(np.float32)
-    if codec == "int8":
-        out = np.empty(count, np.float32)
-        for start in range(0, count, INT8_BLOCK):
-            size = min(INT8_BLOCK, count - start)
-            at = start // INT8_BLOCK * (INT8_BLOCK + 4)
-            (scale,) = np.frombuffer(data, "<f4", 1, at)
-            quantized = np.frombuffer(data, np.int8, size, at + 4)
-            with np.errstate(over="ignore"):  # like bf16, the very largest become infinite
-                out[start : start + size] = quantized.astype(np.float32) * scale
-        return out
-    raise ValueError(f"no codec {codec!r}")
-
-
-def _to_bf16(values: Array) -> NDArray[np.uint32]:
-    bits = values.view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    quiet_nan = (bits >> 16) | 0x40
-    return np.where(np.isnan(values), quiet_nan, rounded).astype(np.uint32)
-
-
-def _encode_block(block: Array) -> bytes:
-    absmax = np.max(np.abs(block))
-    if not np.isfinite(absmax) or absmax < _TINY:
-        scale = np.float32(0) if np.isfinite(absmax) else np.float32(np.nan)
-        return np.array([scale], "<f4").tobytes() + bytes(block.size)
-    scale, inverse = absmax / np.float32(127), np.float32(127) / absmax
-    quantized = np.rint(block * inverse).astype(np.int8)  # rint rounds halves to even
-    return bytes(np.array([scale], "<f4").tobytes() + quantized.tobytes())
+__all__ = ["decode", "encode", "execute", "weighted"]
 
 
 def weighted(values: Array, weight: float) -> Array:

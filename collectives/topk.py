@@ -1,10 +1,10 @@
 """Chunked top-k with 2-bit values: what SparseLoCo sends (arXiv:2508.15706; Covenant-72B).
 
-Of every chunk of 4096 values (64 × 64) the `k` largest by magnitude survive, each as a 12-bit index,
-a sign and one of two magnitudes that are fitted to the chunk: 116 bytes instead of 16384 with
-k = 64. A sum of such vectors has other indices than its parts, so that these go by all-gather, and
-every member adds them up in the same order. What did not survive stays with the sender, as error
-feedback: `e = c - decode(encode(c))`.
+Of every chunk of 4096 values (64 × 64) the `k` largest by magnitude survive, each as a 12-bit
+index, a sign and one of two magnitudes that are fitted to the chunk: 116 bytes instead of 16384
+with k = 64. A sum of such vectors has other indices than its parts, so that these go by all-gather,
+and every member adds them up in the same order. What did not survive stays with the sender, as
+error feedback: `e = c - decode(encode(c))`.
 
 The wire form is in native/collective/topk.h.
 """
@@ -31,8 +31,8 @@ def encoded_size(count: int, *, k: int = K) -> int:
 
 
 def encode(values: Array, *, k: int = K) -> bytes:
-    """Wire bytes of fp32 values, shape [n]. Of equal magnitudes the first survive; a chunk that holds
-    a NaN or an infinity decodes to NaN where its largest values were."""
+    """Wire bytes of fp32 values, shape [n]. Of equal magnitudes the first survive; a chunk that
+    holds a NaN or an infinity decodes to NaN where its largest values were."""
     return _native.topk_encode(values, k)
 
 
