@@ -80,7 +80,6 @@ def _fill(site: Site, net: Net, streams: int, args: argparse.Namespace) -> dict[
     later = [one["mbit"] for one in operations[len(operations) // 2 :]]
     settled = statistics.median(later)
     return {
-        "congestion": net.congestion or "default",
         "goodput_mbit": round(settled, 2),
         "fraction_of_pipe": round(settled / pipe_mbit, 4),
         "first_operation_mbit": operations[0]["mbit"],

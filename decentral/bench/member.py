@@ -23,13 +23,15 @@ class Member:
         self, host: str, *, encrypt: bool, streams: int, congestion: str, silence_limit_s: float
     ) -> None:
         """`streams`: bulk streams per link; 0: as many as carry more."""
-        more = {"bulk_streams": streams, "max_bulk_streams": streams} if streams else {}
+        how: dict[str, Any] = {"encrypt_bulk": encrypt, "congestion": congestion}
+        if streams:
+            how |= {"bulk_streams": streams, "max_bulk_streams": streams}
+        silence_limit_ms = round(silence_limit_s * 1000)
         self.endpoint = _native.Endpoint(
             secrets.token_bytes(32),
-            encrypt_bulk=encrypt,
-            congestion=congestion,
-            silence_limit_ms=round(silence_limit_s * 1000),
-            **more,
+            silence_limit_ms=silence_limit_ms,
+            heartbeat_ms=min(1000, silence_limit_ms // 5),
+            **how,
         )
         self.me = peer_id(self.endpoint.id)
         self.address = {
@@ -74,6 +76,7 @@ class Member:
             elif event.type == "link-down" and self._links.get(peer_id(event.peer)) == event.link:
                 del self._links[peer_id(event.peer)]
             elif event.type == "dial-failed":
+                assert event.error is not None
                 raise UnreachableError(event.error[3], phase=event.error[1])
             elif event.type == "probe-ack":
                 answers.append(event)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from decentral.bench.member import Member
 from decentral.bench.values import max_abs_error, values
-from decentral.bench.workers import cpu_seconds, hear, say, sleep_until
+from decentral.bench.workers import cpu_seconds, die_with_parent, hear, say, sleep_until
 from decentral.errors import DecentralError
 
 
@@ -164,27 +165,28 @@ class Duties:
         samples: list[dict[str, float]] = []
         asked: dict[int, float] = {}
         due, link, endpoint = time.monotonic(), self.member.link(rank), self.member.endpoint
+
+        def state(now: float) -> dict[str, float]:
+            stats = endpoint.stats(link)
+            return {"at": now, "streams": stats.bulk_streams, "bytes_sent": stats.bulk_bytes_sent}
+
         while (now := time.monotonic()) < until and not (works and all(w.done for w in works)):
             if now >= due:
                 due = now + every_s
-                stats = endpoint.stats(link)
                 if probe:
                     seq = 1 << 32 | len(asked)
                     asked[seq] = now
                     endpoint.probe(link, seq)
                 else:
-                    samples.append(
-                        {"at": now, "streams": stats.bulk_streams, "rtt_ms": stats.rtt_us / 1e3,
-                         "bytes_sent": stats.bulk_bytes_sent}
-                    )  # fmt: skip
+                    samples.append(state(now))
             for answer in self.member.pump(min(0.005, every_s)):
                 if answer.seq in asked:
                     samples.append({"at": asked[answer.seq], "rtt_ms": answer.rtt_us / 1e3})
-        return samples
+        return samples if probe else [*samples, state(time.monotonic())]
 
 
-def _sha256(array: np.ndarray[Any, Any]) -> str:
-    return hashlib.sha256(memoryview(array).cast("B")).hexdigest() if array.size else ""
+def _sha256(array: NDArray[np.float32]) -> str:
+    return hashlib.sha256(array.view(np.uint8).data).hexdigest()
 
 
 def _status(field: str) -> int:
@@ -196,6 +198,7 @@ def _status(field: str) -> int:
 
 
 def main() -> None:
+    die_with_parent()
     parser = argparse.ArgumentParser()
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--peers", type=int, required=True)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from decentral.bench.lab import Lab, Lines, open_lab
@@ -52,8 +53,16 @@ class Net:
             "rates_mbit": list(self.rates(peers)),
             "rtt_ms": self.rtt_ms,
             "loss": self.loss,
-            "congestion": self.congestion or "default",
+            "congestion": self.congestion or system_congestion(),
         }
+
+
+def system_congestion() -> str:
+    """What TCP uses here unless it is told otherwise."""
+    try:
+        return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    except OSError:
+        return "default"
 
 
 @dataclass(frozen=True)

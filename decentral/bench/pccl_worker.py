@@ -17,10 +17,11 @@ import numpy as np
 import pccl  # type: ignore[import-not-found,unused-ignore]
 
 from decentral.bench.values import max_abs_error, values
-from decentral.bench.workers import cpu_seconds, hear, say, sleep_until
+from decentral.bench.workers import cpu_seconds, die_with_parent, hear, say, sleep_until
 
 
 def main() -> None:
+    die_with_parent()
     parser = argparse.ArgumentParser()
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--peers", type=int, required=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,8 @@ class Flows:
     def __init__(
         self, kind: str, places: Sequence[Place], size_bytes: int, congestion: str = ""
     ) -> None:
+        if not program("_flow").exists():
+            raise ConfigError("the bare flows are built on Linux only, and this one lacks them")
         self._bytes_each = ring_bytes(len(places), size_bytes)
         self._workers: list[Worker] = []
         extra = [congestion] if congestion else []
@@ -105,6 +108,8 @@ class Iperf:
     PORT = 5201
 
     def __init__(self, places: Sequence[Place], seconds: float, congestion: str = "") -> None:
+        if shutil.which("iperf3") is None:
+            raise ConfigError("--against iperf3 needs the iperf3 command (apt install iperf3)")
         self._places = places
         self._seconds = seconds
         self._extra = ["-C", congestion] if congestion else []

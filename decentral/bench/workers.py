@@ -13,6 +13,7 @@ Several systems can so take turns in one session, run by run, on the same machin
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -27,6 +28,7 @@ from typing import Any
 
 from decentral.errors import DecentralError
 
+PR_SET_PDEATHSIG = 1
 PATIENCE_S = 600.0
 """How long a worker may take to answer before it counts as hung."""
 
@@ -59,6 +61,12 @@ def hear() -> dict[str, Any]:
     return dict(json.loads(line))
 
 
+def die_with_parent() -> None:
+    """A worker that is stopped, or waits for a stopped one, must not outlive the benchmark."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def sleep_until(moment: float) -> None:
     """A moment of the monotonic clock; at once if it is over."""
     time.sleep(max(0.0, moment - time.monotonic()))
@@ -80,6 +88,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            process_group=0,  # Ctrl-C is the parent's business
         )
 
     def tell(self, line: str) -> None:
@@ -92,12 +101,16 @@ class Worker:
 
     def ready(self) -> bool:
         """Whether an answer is waiting."""
-        return bool(select.select([self._process.stdout], [], [], 0)[0])
+        return self._answers_within(0)
+
+    def _answers_within(self, seconds: float) -> bool:
+        assert self._process.stdout is not None
+        return bool(select.select([self._process.stdout], [], [], seconds)[0])
 
     def hear(self, patience_s: float = PATIENCE_S) -> dict[str, Any]:
         """One answer at a time: the parent never leaves two in the pipe."""
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], patience_s)[0]:
+        if not self._answers_within(patience_s):
             raise DecentralError(
                 f"{self.name} has not answered for {patience_s:g} s", phase="bench"
             )
