@@ -58,7 +58,8 @@ def _to_e3m0(values: Array) -> NDArray[np.int64]:
 
 
 def _from_e3m0(fields: NDArray[np.int64]) -> Array:
-    return np.where(fields & 8, -_E3M0[fields & 7], _E3M0[fields & 7])
+    values: Array = np.where(fields & 8, -_E3M0[fields & 7], _E3M0[fields & 7])
+    return values
 
 
 _PACKED = {
@@ -169,7 +170,8 @@ def _encode_packed(rule: _Packed, group: Array) -> bytes:
     padded = np.zeros(per_word * words, np.int64)
     padded[: group.size] = fields
     shifts = rule.bits * np.arange(per_word)[:, None]
-    return scales + (padded.reshape(per_word, words) << shifts).sum(axis=0).astype("<u4").tobytes()
+    packed: NDArray[np.int64] = (padded.reshape(per_word, words) << shifts).sum(axis=0)
+    return scales + packed.astype("<u4").tobytes()
 
 
 def _decode_packed(rule: _Packed, data: bytes, at: int, out: Array) -> int:
@@ -200,7 +202,7 @@ def _encode_signs(group: Array) -> bytes:
     bits = np.zeros(8 * rows, np.int64)
     if scale > 0:
         bits[: group.size] = np.signbit(group)
-    packed = (bits.reshape(8, rows) << np.arange(8)[:, None]).sum(axis=0)
+    packed: NDArray[np.int64] = (bits.reshape(8, rows) << np.arange(8)[:, None]).sum(axis=0)
     return np.array([scale], "<f4").tobytes() + packed.astype(np.uint8).tobytes()
 
 
@@ -277,4 +279,5 @@ def _pack(fields: NDArray[Any], bits: int) -> bytes:
 def _unpack(data: bytes, at: int, count: int, bits: int) -> NDArray[np.int64]:
     raw = np.frombuffer(data, np.uint8, -(-count * bits // 8), at)
     spread = np.unpackbits(raw, bitorder="little")[: count * bits].reshape(count, bits)
-    return (spread.astype(np.int64) << np.arange(bits)).sum(axis=1)
+    fields: NDArray[np.int64] = (spread.astype(np.int64) << np.arange(bits)).sum(axis=1)
+    return fields
