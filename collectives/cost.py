@@ -12,6 +12,7 @@ Every estimate has the same three parts (the alpha-beta model over a measured ne
 For the ring, where every chunk walks through all members, path and bandwidth exclude each other:
 either links are always busy, or everybody waits for the next chunk. What is left out (loss, cross
 traffic, congestion control, processors) is the measurement's business: bandwidths are goodputs.
+Also left out: credits that are too few for a long fat pipe, and peers that share a link unevenly.
 
 Estimates are plain IEEE arithmetic, maxima and exact sums (math.fsum): all members that know the
 same network choose the same schedule. Source of the model: Thakur, Rabenseifner, Gropp:
@@ -32,6 +33,10 @@ from decentral.collectives.network import Network
 from decentral.collectives.schedules import SCHEDULES, tree
 
 __all__ = ["Choice", "Encoding", "Payload", "choose", "estimate_s"]
+
+
+NEAR = 1.02
+"""Estimates this close are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +78,8 @@ def choose(
     allowed: Collection[str] | None = None,
     **payload: Any,
 ) -> Choice:
-    """The quickest of the allowed schedules for `count` elements; of equals the first in
-    `SCHEDULES`. No codec: fp32. `payload`: further fields of `Payload`.
+    """The quickest of the allowed schedules for `count` elements; of those within `NEAR` of it the
+    first in `SCHEDULES`. No codec: fp32. `payload`: further fields of `Payload`.
 
     ValueError if nothing is left, or a name is unknown.
     """
@@ -90,7 +95,8 @@ def choose(
         raise ValueError("no allowed schedule may carry this codec: it needs the butterfly")
     what = Payload(count=count, **payload)
     seconds = {name: estimate_s(name, network, what) for name in names}
-    return Choice(min(names, key=lambda name: seconds[name]), seconds)
+    near = NEAR * min(seconds.values())
+    return Choice(next(name for name in names if seconds[name] <= near), seconds)
 
 
 def estimate_s(schedule: str, network: Network, payload: Payload) -> float:
