@@ -17,9 +17,7 @@ arguments. `validate` (validate.py) checks that the plans of all ranks fit toget
 from __future__ import annotations
 
 import enum
-import importlib
 from dataclasses import dataclass
-from typing import Any
 
 ALIGNMENT = 256
 """Segments start at multiples of this many elements: int8 blocks then never straddle them."""
@@ -69,18 +67,3 @@ class Plan:
 
     segments: tuple[Segment, ...]
     steps: tuple[Step, ...]
-
-
-# Where these names used to live; schedules/ and validate.py import this module, hence the detour.
-_MOVED = {
-    "ring": "decentral.collectives.schedules.ring",
-    "even_segments": "decentral.collectives.schedules.segments",
-    "PlanError": "decentral.collectives.validate",
-    "validate": "decentral.collectives.validate",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MOVED:
-        return getattr(importlib.import_module(_MOVED[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

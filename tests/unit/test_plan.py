@@ -8,17 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decentral.collectives.plan import (
-    ALIGNMENT,
-    Kind,
-    Plan,
-    PlanError,
-    Segment,
-    Step,
-    even_segments,
-    ring,
-    validate,
-)
+from decentral.collectives.plan import ALIGNMENT, Kind, Plan, Segment, Step
+from decentral.collectives.schedules.ring import ring
+from decentral.collectives.schedules.segments import even_segments
+from decentral.collectives.validate import Expect, PlanError, check_steps, validate
 
 
 @given(st.integers(1, 12), st.integers(0, 100_000))
@@ -133,3 +126,69 @@ def test_segments_must_tile_and_agree() -> None:
         validate([Plan((Segment(0, 10, 0),), (Step(Kind.SEND_FINAL, 0, 0),))])
     with pytest.raises(PlanError, match="names no segment"):
         validate([Plan((), (Step(Kind.SEND_FINAL, 1, 0),)), Plan((), ())])
+
+
+@pytest.mark.parametrize(
+    ("rank", "steps", "says"),
+    [
+        (0, [Step(Kind.SEND_PARTIAL, 1, 0)], "no partial sum"),
+        (1, [Step(Kind.SEND_PARTIAL, 0, 0), Step(Kind.SEND_PARTIAL, 2, 0)], "no partial sum"),
+        (1, [Step(Kind.RECV_FINAL, 0, 0), Step(Kind.SEND_PARTIAL, 0, 0)], "no partial sum"),
+        (1, [Step(Kind.SEND_PARTIAL, 0, 0), Step(Kind.RECV_REDUCE, 2, 0)], "too late"),
+        (0, [Step(Kind.SEND_FINAL, 1, 0), Step(Kind.RECV_REDUCE, 2, 0)], "too late"),
+        (1, [Step(Kind.SEND_FINAL, 2, 0)], "before it is received"),
+        (0, [Step(Kind.RECV_FINAL, 1, 0)], "by its owner"),
+        (1, [Step(Kind.RECV_FINAL, 0, 0), Step(Kind.RECV_FINAL, 2, 0)], "received twice"),
+        (1, [Step(Kind.RECV_REDUCE, 2, 0), Step(Kind.RECV_FINAL, 0, 0)], "overwritten"),
+    ],
+)
+def test_what_the_engine_refuses_is_refused_here(rank: int, steps: list[Step], says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        check_steps(Plan((Segment(0, 512, 0),), tuple(steps)), rank, 3)
+
+
+def test_what_plans_are_for_decides_what_they_must_do() -> None:
+    one = (Segment(0, 512, 0),)
+    gives = [
+        Plan(one, (Step(Kind.RECV_REDUCE, 1, 0),)),
+        Plan(one, (Step(Kind.SEND_PARTIAL, 0, 0),)),
+    ]
+    validate(gives, Expect.REDUCE_SCATTER)
+    takes = [Plan(one, (Step(Kind.SEND_FINAL, 1, 0),)), Plan(one, (Step(Kind.RECV_FINAL, 0, 0),))]
+    validate(takes, Expect.GATHER)
+    with pytest.raises(PlanError, match="never gets the final"):
+        validate(gives)
+    with pytest.raises(PlanError, match="unfinished sum"):
+        validate(takes)
+    with pytest.raises(PlanError, match="lacks ranks"):
+        validate([Plan(one, ()), Plan(one, ())], Expect.REDUCE_SCATTER)
+    with pytest.raises(PlanError, match="never gets the final"):
+        validate([Plan(one, ()), Plan(one, ())], Expect.GATHER)
+
+
+def test_a_sum_without_somebody_goes_nowhere() -> None:
+    one = (Segment(0, 512, 0),)
+    without_two = [
+        Plan(one, (Step(Kind.RECV_REDUCE, 1, 0), Step(Kind.SEND_FINAL, 2, 0))),
+        Plan(one, (Step(Kind.SEND_PARTIAL, 0, 0),)),
+        Plan(one, (Step(Kind.RECV_FINAL, 0, 0),)),
+    ]
+    with pytest.raises(PlanError, match="unfinished sum"):
+        validate(without_two)
+
+
+def test_counts_and_blocks_are_checked_where_they_are_given() -> None:
+    plans = [Plan((Segment(0, 100, 0), Segment(100, 156, 0)), ())]
+    validate(plans, count=256)
+    with pytest.raises(PlanError, match="cover 256 elements of 300"):
+        validate(plans, count=300)
+    with pytest.raises(PlanError, match="inside a block"):
+        validate(plans, alignment=256)
+
+
+def test_both_ends_must_list_a_lane_in_the_same_order() -> None:
+    two = (Segment(0, 256, 0), Segment(256, 256, 0))
+    sends = (Step(Kind.SEND_PARTIAL, 0, 0), Step(Kind.SEND_PARTIAL, 0, 1))
+    takes = (Step(Kind.RECV_REDUCE, 1, 1), Step(Kind.RECV_REDUCE, 1, 0))
+    with pytest.raises(PlanError, match="something else"):
+        validate([Plan(two, takes), Plan(two, sends)])
