@@ -16,8 +16,9 @@ from decentral.errors import ConfigError
 
 SETTLED_AFTER = 50
 """Aborts until every buffer that is kept for reuse has been needed once."""
-MOST_SLOPE_BYTES = 2048
-"""Resident bytes per abort: half a page on average is what an allocator's moods may look like."""
+MOST_GROWN_BYTES = 1 << 20
+"""Resident memory moves by single pages and arenas; a leak of 2.3 KiB per abort exceeds this
+within the 450 aborts after the first 50."""
 EXPECTED = {"PeerFailedError", "AbortedError"}
 
 
@@ -74,7 +75,7 @@ class AbortsBench:
         held = set(outcomes) <= EXPECTED | {"completed"} and all(
             result["threads_grown"] <= 0
             and result["fds_grown"] <= 0
-            and result["rss_slope_bytes_per_abort"] <= MOST_SLOPE_BYTES
+            and result["rss_grown_bytes"] <= MOST_GROWN_BYTES
             for result in results
         )
         return {
@@ -110,8 +111,8 @@ def _leaks(rank: int, prints: list[dict[str, int]]) -> dict[str, Any]:
         "threads_grown": last["threads"] - settled["threads"],
         "fds": last["fds"],
         "fds_grown": last["fds"] - settled["fds"],
-        "rss_mib_settled": round(settled["rss_bytes"] / 2**20, 2),
-        "rss_mib_end": round(last["rss_bytes"] / 2**20, 2),
+        "rss_bytes": last["rss_bytes"],
+        "rss_grown_bytes": last["rss_bytes"] - settled["rss_bytes"],
         "rss_slope_bytes_per_abort": round(
             slope([one["rss_bytes"] for one in prints[SETTLED_AFTER:]]), 1
         ),

@@ -47,6 +47,8 @@ class AllReduceBench:
     schedule: str = "auto"
     encrypt: bool = True
     runs: int = 7
+    warmups: int = 2
+    """Runs of every system before the measured ones: connections, streams, caches."""
     streams: int = 0
     """Bulk streams per link; 0: as many as carry more."""
     against: tuple[str, ...] = ()
@@ -79,8 +81,9 @@ class AllReduceBench:
             if "iperf3" in against:
                 iperf = Iperf(site.places, IPERF_SECONDS, self.net.congestion)
                 stack.callback(iperf.close)
-            for system in systems.values():
-                system.run_once()  # warm-up
+            for _ in range(self.warmups):
+                for system in systems.values():
+                    system.run_once()
             carried: list[list[float]] = []
             for _ in range(self.runs):
                 for name, system in systems.items():
@@ -202,6 +205,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--streams", default="auto", help="bulk streams per link: auto, or a number"
     )
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--warmups", type=int, default=2)
     parser.add_argument("--against", default="", help=f"comma-separated: {', '.join(OTHERS)}")
     add_net_arguments(parser)
 
@@ -223,6 +227,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         schedule=args.schedule,
         encrypt=args.encrypt == "on",
         runs=args.runs,
+        warmups=args.warmups,
         streams=streams_from(args.streams),
         against=tuple(filter(None, args.against.split(","))),
         net=net_from_arguments(args),

@@ -18,6 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from decentral.bench.machine import about
+
 BENCHES = {
     "allreduce": "all-reduce next to gloo, PCCL, bare TCP and TLS, iperf3",
     "codecs": "ratio, speed and error of every codec on one core",
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
     module = importlib.import_module(f"decentral.bench.{args.bench}")
     if args.bench == "codecs":
-        return dict(module.measure(args.size_mib, args.runs))
+        return {**module.measure(args.size_mib, args.runs), "machine": about()}
     return dict(module.measure(args))
 
 
