@@ -32,6 +32,7 @@ BENCHES = {
 }
 """Each is a module of decentral.bench with ``add_arguments(parser)`` and ``measure(args)``."""
 
+PIPE_WIDTH = 150
 LONG = ("seconds", "operations", "instants", "streams_over_time", "schedules")
 """Lists that a table for people leaves out."""
 
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report))
     else:
-        show(report, Console())
+        console = Console()
+        show(report, console if console.is_terminal else Console(width=PIPE_WIDTH))
     if not report.get("held", True):
         print(f"decentral bench: {args.bench} did not hold; see its report", file=sys.stderr)
         return 1
@@ -76,9 +78,10 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
 def show(report: dict[str, Any], console: Console) -> None:
     """One column per result, one row per figure; the rest follows line by line."""
     rows = [key for key in report["results"][0] if key not in LONG]
-    table = Table(title=report["bench"], show_header=False)
+    table = Table("", *([""] * len(report["results"])), title=report["bench"], show_header=False)
+    table.columns[0].no_wrap = True
     for key in rows:
-        table.add_row(key, *(_cell(result[key]) for result in report["results"]))
+        table.add_row(key, *(_brief(result[key]) for result in report["results"]))
     console.print(table)
     for name, ratio in report.get("ratios", {}).items():
         console.print(f"{name}: {ratio:.3f}")
@@ -87,6 +90,13 @@ def show(report: dict[str, Any], console: Console) -> None:
     for key, value in report.items():
         if key not in ("bench", "results", "ratios", "notes", *LONG):
             console.print(f"{key}: {_cell(value)}", highlight=False)
+
+
+def _brief(value: object) -> str:
+    """For a narrow column: figures by some number lose that number."""
+    if isinstance(value, dict):
+        return " / ".join(_brief(one) for one in value.values())
+    return f"{value:.3g}" if isinstance(value, float) else _cell(value)
 
 
 def _cell(value: object) -> str:
