@@ -36,7 +36,7 @@ For equals only the ratio to the buffer's size matters."""
 PROBE_BYTES = 256 << 10
 MAX_PROBE_BYTES = 32 << 20
 """What a member sends to each other one, at first and at most."""
-PROBE_S = 0.6
+PROBE_S = 1.0
 """How long a probe should take."""
 
 AllGather = Callable[["Array", int], float]

@@ -30,10 +30,14 @@ AGREE_FROM_BYTES = 4 << 20
 """Smaller operations are over before the members could tell each other anything."""
 PROBE_FROM_BYTES = 16 << 20
 """From here on it pays to measure a network of which nothing is known."""
-MANY_STREAMS = 8
-"""More streams than this: each is slow, and large chunks would hold up the end."""
 CHUNK_BYTES = 512 << 10
-MANY_STREAMS_CHUNK_BYTES = 64 << 10
+SMALL_CHUNK_BYTES = 64 << 10
+"""Large chunks cost the processor less, small ones fill and drain the pipeline sooner."""
+FAST_BYTES_S = 125e6
+LAN_RTT_US = 1000
+MANY_STREAMS = 8
+"""Chunks are small where some member's network is slower than FAST_BYTES_S (not known yet: where
+one is farther than LAN_RTT_US), or a link has so many streams that each of them is slow."""
 
 # TEMPORARY until codecs.py lands
 CODECS = ("fp32", "bf16", "int8", "fp16", "int4", "fp4", "sign", "topk")
@@ -391,10 +395,20 @@ class Group:
         )
 
     def _chunk_bytes(self) -> int:
-        streams = max(
-            (self._endpoint.stats_of(member).bulk_streams for member in self._members), default=0
+        """Members may differ in it; it changes no bit."""
+        links = [self._endpoint.stats_of(member) for member in self._members]
+        rates = [rate for rate in self._endpoint.rates() if rate > 0]
+        with self._lock:
+            agreed = self._networks[max(self._networks)] if len(self._networks) > 1 else None
+        if agreed is not None:
+            rates += agreed.both_ways_bytes_s
+        slow = (
+            min(rates) < FAST_BYTES_S
+            if rates
+            else any(link.min_rtt_us > LAN_RTT_US for link in links)
         )
-        return MANY_STREAMS_CHUNK_BYTES if streams > MANY_STREAMS else CHUNK_BYTES
+        many = max(link.bulk_streams for link in links) > MANY_STREAMS
+        return SMALL_CHUNK_BYTES if slow or many else CHUNK_BYTES
 
     def _all_reduce_topk(
         self, source: Buffer, result: Buffer, weights: list[float], scale: float, call: Call

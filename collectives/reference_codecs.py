@@ -197,7 +197,7 @@ def _encode_signs(group: Array) -> bytes:
         exponent = int(np.frexp(absmax)[1]) - 1
         units = np.rint(np.ldexp(magnitudes, 21 - exponent)).astype(np.int64)
         mean = (int(units.sum()) + group.size // 2) // group.size
-        scale = np.ldexp(np.float32(mean), exponent - 21)
+        scale = np.ldexp(np.float32(min(mean, 2**22 - 1)), exponent - 21)
         scale = scale if scale >= _TINY_SIGN else np.float32(0)
     bits = np.zeros(8 * rows, np.int64)
     if scale > 0:

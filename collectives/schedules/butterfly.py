@@ -31,21 +31,22 @@ MIN_SLOT_ELEMENTS = 1 << 17
 """A slot of the largest share is no smaller than what one frame carries (512 KiB of fp32)."""
 MIN_PART_ELEMENTS = 1 << 14
 """Smaller shares are cut into fewer parts than there are slots before parts get smaller."""
-LAG = 2
-"""By how many slots finals follow contributions. One would do but for the delay between members:
-contributions of slot k + LAG wait for everybody's of slot k."""
+LAG = 8
+"""By how many slots finals follow contributions in a lane. What a lane sends waits for the finals
+before it, and those for the slowest contribution anywhere: with a small lag, one lane that gets
+less than its share of a slow link holds up all lanes between the fast."""
 
 
 def plan(network: Network, rank: int, count: int, alignment: int = ALIGNMENT) -> Plan:
-    """Shares by `shares`; contributions are summed in rank order, starting after the owner."""
+    """Shares by `shares`; contributions are summed in the order of `turns`."""
     members = network.members
     check(members, rank, count)
     bounds, slots_of = slots(offsets(network, count, alignment), alignment)
-    others = [(rank + distance) % members for distance in range(1, members)]
+    mine = turns(network, rank)
     segments: list[Segment] = []
     steps: list[tuple[Key, Step]] = []
     for owner in range(members):
-        turn = (rank - owner) % members
+        turn = 0 if owner == rank else turns(network, owner)[rank]
         for (start, end), slot in zip(
             itertools.pairwise(bounds[owner]), slots_of[owner], strict=True
         ):
@@ -57,10 +58,28 @@ def plan(network: Network, rank: int, count: int, alignment: int = ALIGNMENT) ->
                 steps.append(((slot, 0, turn, index), Step(Kind.SEND_PARTIAL, owner, index)))
                 steps.append(((slot + LAG, 1, turn, index), Step(Kind.RECV_FINAL, owner, index)))
                 continue
-            for distance, peer in enumerate(others, start=1):
-                steps.append(((slot, 0, distance, index), Step(Kind.RECV_REDUCE, peer, index)))
-                steps.append(((slot + LAG, 1, distance, index), Step(Kind.SEND_FINAL, peer, index)))
+            for peer, place in mine.items():
+                steps.append(((slot, 0, place, index), Step(Kind.RECV_REDUCE, peer, index)))
+                steps.append(((slot + LAG, 1, place, index), Step(Kind.SEND_FINAL, peer, index)))
     return Plan(tuple(segments), ordered(steps))
+
+
+def turns(network: Network, owner: int) -> dict[int, int]:
+    """In which order an owner adds up the others' contributions: fast members first.
+
+    A contribution that arrives before its turn waits in memory, and its sender soon waits, too. So
+    the slow come last; who is about as fast as others comes in rank order, starting after the
+    owner, so that owners do not all begin with the same member.
+    """
+    rates = network.both_ways_bytes_s
+    fastest = max(rates)
+
+    def turn(peer: int) -> tuple[int, int]:
+        slower = int((fastest / rates[peer]) ** 2).bit_length()  # in steps of √2, exact everywhere
+        return slower, (peer - owner) % network.members
+
+    others = (peer for peer in range(network.members) if peer != owner)
+    return {peer: place for place, peer in enumerate(sorted(others, key=turn), start=1)}
 
 
 def offsets(network: Network, count: int, alignment: int = ALIGNMENT) -> list[int]:

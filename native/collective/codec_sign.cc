@@ -13,6 +13,8 @@ namespace {
 constexpr float kTiny = 0x1p-100f;
 constexpr int32_t kTinyBits = std::bit_cast<int32_t>(kTiny);
 
+constexpr uint32_t kUnits = 1u << 22;  // absmax is less than this, and at least half
+
 // 2^exponent, of a normal float.
 DECENTRAL_INLINE float PowerOfTwo(int32_t exponent) {
   return std::bit_cast<float>((exponent + 127) << 23);
@@ -32,7 +34,9 @@ DECENTRAL_INLINE float MeanMagnitude(const float* x, size_t n, float weight, int
     sum += static_cast<uint32_t>(RoundToEven(magnitude * up));
   }
   const auto count = static_cast<uint32_t>(n);
-  return static_cast<float>((sum + count / 2) / count) * PowerOfTwo(exponent - 21);
+  const uint32_t mean = (sum + count / 2) / count;
+  // A mean that rounds up to the next power of two could be infinite.
+  return static_cast<float>(mean < kUnits ? mean : kUnits - 1) * PowerOfTwo(exponent - 21);
 }
 
 DECENTRAL_INLINE uint32_t SignBit(float value) { return std::bit_cast<uint32_t>(value) >> 31; }

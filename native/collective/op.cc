@@ -64,6 +64,8 @@ void OpImpl::Abort(const std::string& reason) {
 void OpImpl::BuildState() {
   grain_ = ChunkElements(spec_.chunk_bytes);
   const size_t n = spec_.members.size();
+  const uint64_t window_bytes = std::min(kMaxWindowBytes, spec_.count / std::max<size_t>(1, n - 1));
+  window_ = std::max(kMinWindow, window_bytes / (grain_ * sizeof(float)));
   send_.resize(n);
   recv_.resize(n);
   heard_ms_.assign(n, 0);
@@ -76,7 +78,8 @@ void OpImpl::BuildState() {
   }
   for (uint32_t i = 0; i < spec_.steps.size(); ++i) AddLaneStep(i);
   MarkWindowed();
-  for (uint32_t rank = 0; rank < n; ++rank) {
+  for (uint32_t i = 1; i <= n; ++i) {
+    const uint32_t rank = (spec_.rank + i) % n;
     if (!send_[rank].steps.empty()) ++lanes_left_;
     if (!send_[rank].steps.empty() || !recv_[rank].steps.empty()) neighbours_.push_back(rank);
   }
@@ -109,7 +112,7 @@ void OpImpl::MarkWindowed() {
     if (first < 0) first = step.peer;
     if (first != step.peer) recv_[step.peer].windowed = true;
   }
-  for (RecvLane& lane : recv_) lane.granted = lane.windowed ? kWindow : kNoLimit;
+  for (RecvLane& lane : recv_) lane.granted = lane.windowed ? window_ : kNoLimit;
 }
 
 void OpImpl::Start(uint32_t serial) {

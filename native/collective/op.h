@@ -98,8 +98,10 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   const Error& failure() const { return failure_; }
 
  private:
-  // Chunks of one peer that may wait in scratch for another peer's turn.
-  static constexpr uint32_t kWindow = 8;
+  // What may wait in scratch for another peer's turn: a quarter of the buffer from all peers
+  // together, but so much from each that a long path does not idle between two grants.
+  static constexpr uint64_t kMinWindow = 8;  // chunks
+  static constexpr uint64_t kMaxWindowBytes = 16 << 20;
 
   enum class State { kRunning, kFailing, kDone };
 
@@ -199,11 +201,12 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   uint32_t serial_ = 0;
   ReadyFrame ours_;
   uint64_t grain_ = 0;
+  uint64_t window_ = 0;  // chunks per peer, where chunks may have to wait
   std::vector<uint32_t> ordinal_;  // per step: receive steps before it on the same segment
   std::vector<SegmentState> segments_;
   std::vector<SendLane> send_;  // by rank
   std::vector<RecvLane> recv_;  // by rank
-  std::vector<uint32_t> neighbours_;
+  std::vector<uint32_t> neighbours_;  // in cyclic order from ours: not all serve rank 0 first
   size_t lanes_left_ = 0;                                 // send lanes that are not finished
   uint64_t chunks_left_ = 0;                              // to be applied
   uint64_t reduces_left_ = 0;                             // of those, kRecvReduce

@@ -9,8 +9,8 @@ namespace {
 
 // Reduce, scale and encode in pieces that stay in the first-level cache (whole int8 blocks).
 constexpr uint64_t kCacheElements = 4096;
-// Credits go out in bundles of this many chunks.
-constexpr uint64_t kGrantBundle = 4;
+// A grant goes out when this part of a window has been applied.
+constexpr uint64_t kGrantParts = 4;
 
 }  // namespace
 
@@ -151,9 +151,9 @@ void OpImpl::CompleteOwned(uint32_t segment, Piece piece) {
 
 void OpImpl::Grant(uint32_t rank) {
   RecvLane& lane = recv_[rank];
-  if (!lane.windowed || lane.applied + kWindow < lane.granted + kGrantBundle) return;
+  if (!lane.windowed || lane.applied + window_ < lane.granted + window_ / kGrantParts) return;
   if (lane.granted >= lane.seen.size()) return;
-  lane.granted = lane.applied + kWindow;
+  lane.granted = lane.applied + window_;
   SendProgress(rank);
 }
 

@@ -1,7 +1,7 @@
 // What a direction of this machine's network can carry, seen from what it did carry: pure.
 //
-//   samples   |--|--|--|--|--|--|   every 50 ms while bytes move
-//   window          |-----------|   four of them; the fastest window of a period is its peak
+//   samples   |--|--|--|--|--|--|--|   every 20 ms while bytes move
+//   window          |--------------|   five of them; the fastest window of a period is its peak
 //   estimate  the higher one of the last two periods' peaks: a faster network shows at once, a
 //             slower one after two operations
 //
@@ -17,7 +17,7 @@ namespace decentral {
 
 class RateMeter {
  public:
-  static constexpr int kSampleMs = 50;
+  static constexpr int kSampleMs = 20;
 
   // Bytes so far. Call it every kSampleMs while there is traffic.
   void Sample(int64_t now_ms, uint64_t total_bytes) {
@@ -60,7 +60,7 @@ class RateMeter {
     int64_t ms = 0;
     uint64_t bytes = 0;
   };
-  std::array<Mark, 5> marks_{};  // four windows of kSampleMs lie between five marks
+  std::array<Mark, 6> marks_{};  // five samples lie between six marks
   size_t filled_ = 0;
   bool warm_ = false;
   int64_t last_ms_ = -1000000;

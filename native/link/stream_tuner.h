@@ -17,7 +17,7 @@ class StreamTuner {
  public:
   explicit StreamTuner(int limit) : limit_(limit) {}
 
-  // A sample, some 20 times a second. `sent_bytes`: in all, so far. `blocked`: data waited for the
+  // A sample, some 50 times a second. `sent_bytes`: in all, so far. `blocked`: data waited for the
   // network all the time since the last sample. `rtt_us`: of the path without load. Returns how
   // many streams there should be: `open`, or more.
   int Sample(int64_t now_ms, uint64_t sent_bytes, bool blocked, uint64_t rtt_us, int open) {

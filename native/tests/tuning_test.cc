@@ -74,7 +74,7 @@ TEST(a_rate_is_that_of_the_best_window_without_the_burst_before_it) {
   RateMeter meter;
   int64_t now_ms = 1000;
   uint64_t total = 0;
-  Feed(&meter, &now_ms, &total, 12500, 200, 256 << 10);
+  Feed(&meter, &now_ms, &total, 12500, 120, 256 << 10);
   CHECK(meter.estimate() == 0);  // too short to tell
   Feed(&meter, &now_ms, &total, 12500, 400);
   CHECK(Near(meter.estimate(), 12.5e6));
