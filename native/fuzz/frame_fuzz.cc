@@ -1,13 +1,9 @@
 // Throws bytes at everything that parses the wire before a peer is trusted: the frame header and
 // the control stream's reader.
-//   clang++ -std=c++20 -fsanitize=fuzzer,address -DDECENTRAL_LIBFUZZER -Inative
-//     native/fuzz/frame_fuzz.cc native/wire/frame.cc native/link/control_reader.cc
-// Without libFuzzer it mutates valid frames by itself: frame_fuzz [runs] [seed].
+//   input: u8 step, then bytes of a control stream, which arrive in pieces of step + 1
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
-#include <random>
 #include <string>
 
 #include "link/control_reader.h"
@@ -41,31 +37,3 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   return 0;
 }
-
-#ifndef DECENTRAL_LIBFUZZER
-int main(int argc, char** argv) {
-  const long runs = argc > 1 ? std::atol(argv[1]) : 200'000;
-  const unsigned seed = argc > 2 ? static_cast<unsigned>(std::atol(argv[2])) : 1;
-  std::printf("frame_fuzz: %ld runs, seed %u\n", runs, seed);
-  std::mt19937 random(seed);
-  for (long run = 0; run < runs; ++run) {
-    std::string bytes(1, static_cast<char>(random()));
-    for (unsigned frames = random() % 5; frames > 0; --frames) {
-      FrameHeader header{.type = static_cast<FrameType>(random() % 20)};
-      header.flags = random() % 4;
-      header.tag = random() % 4;
-      const std::string payload(random() % 100, 'p');
-      header.length = static_cast<uint32_t>(payload.size());
-      uint8_t raw[FrameHeader::kSize];
-      EncodeHeader(header, raw);
-      bytes.append(reinterpret_cast<char*>(raw), sizeof raw);
-      bytes += payload;
-    }
-    for (unsigned flips = random() % 6; flips > 0; --flips) {
-      bytes[random() % bytes.size()] = static_cast<char>(random());
-    }
-    LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
-  }
-  return 0;
-}
-#endif

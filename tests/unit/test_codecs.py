@@ -173,6 +173,14 @@ def test_zero_blocks_and_tiny_ones_travel_as_zero_bytes(codec: str, value: float
     assert _native.encode(codec, block) == bytes(_native.encoded_size(codec, 256))
 
 
+@pytest.mark.parametrize("codec", BLOCKWISE)
+def test_the_largest_floats_stay_finite(codec: str) -> None:
+    values = np.full(256, np.finfo(np.float32).max, np.float32)
+    data = _native.encode(codec, values)
+    assert data == encode(codec, values)
+    assert np.isfinite(native_decode(codec, data, 256)).all()
+
+
 def test_fp4_takes_the_nearest_power_of_two() -> None:
     values = np.array([64, 47, 48, 1.5, 1.49, 0.5, 0.49, -3, -2.9, 0], np.float32)
     expected = [64, 32, 64, 2, 1, 1, 0, -4, -2, 0]
