@@ -229,16 +229,20 @@ void TuneLinkSocket(int fd, const LinkSocketOptions& options) {
 }
 
 void TuneBulkSocket(int fd, const std::string& congestion) {
-#ifdef TCP_NOTSENT_LOWAT
-  Set(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, 512 << 10);
-#endif
 #ifdef TCP_CONGESTION
   if (!congestion.empty()) {
     setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, congestion.data(),
                static_cast<socklen_t>(congestion.size()));
   }
 #endif
-  (void)congestion;
+  (void)fd, (void)congestion;
+}
+
+void LimitUnsent(int fd, int bytes) {
+#ifdef TCP_NOTSENT_LOWAT
+  Set(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, bytes);
+#endif
+  (void)fd, (void)bytes;
 }
 
 std::string CongestionError(const std::string& congestion) {

@@ -49,9 +49,11 @@ struct LinkSocketOptions {
   bool control;          // keep the kernel's queue short, so that priorities mean something
 };
 void TuneLinkSocket(int fd, const LinkSocketOptions& options);
-// On top, for bulk: which congestion control (empty: the system's), and how much of what is not
-// yet on the wire the kernel takes: the rest can still be overtaken.
+// On top, for bulk: which congestion control (empty: the system's).
 void TuneBulkSocket(int fd, const std::string& congestion);
+// How much of what is not yet on the wire the kernel takes. What it has not taken can still be
+// overtaken, or take another stream.
+void LimitUnsent(int fd, int bytes);
 // Empty if this system has that congestion control; else why not, in a sentence.
 std::string CongestionError(const std::string& congestion);
 

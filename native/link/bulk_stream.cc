@@ -70,6 +70,8 @@ void BulkStream::Hold(bool hold) {
   }
 }
 
+void BulkStream::LimitUnsent(int bytes) { decentral::LimitUnsent(stream_->fd(), bytes); }
+
 void BulkStream::Push(Out out) {
   auto at = urgent_.end();
   while (at != urgent_.begin() && std::prev(at)->priority > out.priority) --at;

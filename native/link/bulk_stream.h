@@ -67,6 +67,7 @@ class BulkStream {
   void Start(bool acknowledged);  // false: the first frame must be the other end's kBulkHello
   bool acknowledged() const { return acknowledged_; }
   void Hold(bool hold);  // read no further for now
+  void LimitUnsent(int bytes);
   void Push(Out out);
   void Kick();   // a blob waits, or the gate may be open again
   void Close();  // no callback after it

@@ -5,6 +5,14 @@
 #include "link/tls.h"
 
 namespace decentral {
+namespace {
+
+// What the kernel may hold of a link beyond what is on the wire. Of many streams each is slow: what
+// it holds arrives late, while others run dry.
+constexpr int kUnsentPerLink = 1 << 20;
+constexpr int kMinUnsent = 16 << 10;
+
+}  // namespace
 
 DataPlane::DataPlane(const EndpointOptions& options, EventQueue* events, EndpointMeters* meters,
                      Stamp* stamp)
@@ -158,6 +166,9 @@ void DataPlane::MaybeUp(Link& link) {
   const bool serves = Current(link.peer) == &link || !Current(link.peer)->up;
   for (auto& stream : link.opening) link.streams.push_back(std::move(stream));
   link.opening.clear();
+  for (auto& stream : link.streams) {
+    stream->LimitUnsent(std::max<int>(kMinUnsent, kUnsentPerLink / link.streams.size()));
+  }
   link.up = true;
   link.asked = false;
   const int count = static_cast<int>(link.streams.size());
