@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
 from decentral import _native
-from decentral.collectives import Group
+from decentral.collectives import Group, Network
 from decentral.types import View, peer_id
 
 
 @contextmanager
-def mesh(members: int, *, encrypt: bool = True, **options: Any) -> Iterator[list[Group]]:
-    """`members` endpoints that know each other, as groups in rank order. `group.close_endpoint`
-    kills a peer."""
+def endpoints(members: int, *, encrypt: bool = True, **options: Any) -> Iterator[list[Any]]:
+    """`members` endpoints that know each other. An option that is a list holds one value per
+    member."""
     with ExitStack() as stack:
         endpoints = []
         for number in range(members):
+            own = {
+                name: value[number] if isinstance(value, list) else value
+                for name, value in options.items()
+            }
             endpoint = _native.Endpoint(
-                bytes([number + 1]) * 32, encrypt_bulk=encrypt,
-                **{"silence_limit_ms": 2000, **options},
-            )  # fmt: skip
+                bytes([number + 1]) * 32, encrypt_bulk=encrypt, **{"silence_limit_ms": 2000, **own}
+            )
             stack.callback(endpoint.close)
             endpoints.append(endpoint)
         for number, endpoint in enumerate(endpoints):
@@ -42,9 +45,22 @@ def mesh(members: int, *, encrypt: bool = True, **options: Any) -> Iterator[list
                     assert event.type == "link-up", event.error
                     endpoint.admit(event.link)
                     links += 1
-        view = View(lineage="00", epoch=1, members=tuple(peer_id(e.id) for e in endpoints))
-        groups = [Group(endpoint, view, peer_id(endpoint.id)) for endpoint in endpoints]
-        for group, endpoint in zip(groups, endpoints, strict=True):
+        yield endpoints
+
+
+def group_of(endpoints: Sequence[Any], rank: int, *, network: Network | None = None) -> Group:
+    """The group of these endpoints, as member `rank` has it."""
+    members = tuple(peer_id(endpoint.id) for endpoint in endpoints)
+    view = View(lineage="00", epoch=1, members=members)
+    return Group(endpoints[rank], view, members[rank], network=network)
+
+
+@contextmanager
+def mesh(members: int, **options: Any) -> Iterator[list[Group]]:
+    """`endpoints` as groups in rank order. `group.close_endpoint` kills a peer."""
+    with endpoints(members, **options) as ends:
+        groups = [group_of(ends, rank) for rank in range(members)]
+        for group, endpoint in zip(groups, ends, strict=True):
             group.close_endpoint = endpoint.close  # type: ignore[attr-defined]
         yield groups
 
