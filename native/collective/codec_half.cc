@@ -55,8 +55,9 @@ DECENTRAL_INLINE float FromFp16(uint32_t half) {
 template <typename Round>
 DECENTRAL_INLINE void EncodePairs(const float* src, size_t count, float weight, uint16_t* out,
                                   Round round) {
+  const size_t pairs = count / 2;
   DECENTRAL_ELEMENTWISE
-  for (size_t j = 0; j < count / 2; ++j) {
+  for (size_t j = 0; j < pairs; ++j) {
     const uint32_t low = round(weight * src[2 * j]), high = round(weight * src[2 * j + 1]);
     const uint32_t pair = low | high << 16;
     std::memcpy(out + 2 * j, &pair, sizeof(pair));
@@ -66,8 +67,9 @@ DECENTRAL_INLINE void EncodePairs(const float* src, size_t count, float weight, 
 
 template <typename Widen, typename Sink>
 DECENTRAL_INLINE void DecodePairs(const uint16_t* in, size_t count, Widen widen, Sink sink) {
+  const size_t pairs = count / 2;
   DECENTRAL_ELEMENTWISE
-  for (size_t j = 0; j < count / 2; ++j) {
+  for (size_t j = 0; j < pairs; ++j) {
     uint32_t pair;
     std::memcpy(&pair, in + 2 * j, sizeof(pair));
     sink(2 * j, widen(pair & 0xFFFF));

@@ -5,8 +5,9 @@
 #include <bit>
 #include <cstring>
 #include <functional>
-#include <limits>
 #include <string>
+
+#include "core/vectorize.h"
 
 namespace decentral {
 namespace {
@@ -29,44 +30,61 @@ Key KeyOf(float x, size_t index) {
 size_t IndexOf(Key key) { return kTopkChunk - 1 - (key & 0xFFF); }
 double MagnitudeOf(Key key) { return std::bit_cast<float>(static_cast<uint32_t>(key >> 12)); }
 
-// The `c` largest of n values, in the order of their indices.
+constexpr size_t kLanes = 256;
+
+// The largest magnitude in each of kLanes columns, of whole rows of kLanes values.
+DECENTRAL_PER_ISA void LaneMaxima(const float* x, size_t rows, int32_t* lanes) {
+  for (size_t r = 0; r < rows; ++r, x += kLanes) {
+    DECENTRAL_ELEMENTWISE
+    for (size_t j = 0; j < kLanes; ++j) {
+      const int32_t magnitude = std::bit_cast<int32_t>(x[j]) & 0x7FFFFFFF;
+      lanes[j] = magnitude > lanes[j] ? magnitude : lanes[j];
+    }
+  }
+}
+
+// Keys of at least the c largest of n values; how many.
 //
-// A histogram over exponent and three bits of mantissa says which bin the c-th largest is in; only
-// what lies there, usually a few dozen values, needs to be compared with each other.
-void Select(const float* x, size_t n, size_t c, Key* out) {
-  constexpr int kDropped = 20;
-  std::array<std::array<uint16_t, (1u << (31 - kDropped))>, 2> bins{};  // two: fewer stalls
-  uint32_t top = 0;
-  for (size_t i = 0; i < n; ++i) {
-    const uint32_t bin = MagnitudeBits(x[i]) >> kDropped;
-    ++bins[i & 1][bin];
-    top = std::max(top, bin);
-  }
-  size_t above = 0;
-  uint32_t bin = top;
-  for (;; --bin) {
-    const size_t here = static_cast<size_t>(bins[0][bin]) + bins[1][bin];
-    if (above + here >= c) break;
-    above += here;
-  }
-  std::array<Key, kTopkChunk + 1> candidates;  // one more: written before it is known to count
+//   row 0    x[0]     x[1]    ...  x[255]      The c-th largest of the lanes' maxima bounds the
+//    :                                         c-th largest value from below, for these are c
+//   row 15   x[3840]  x[3841] ...  x[4095]     different values. Few lanes reach it: with c = 64,
+//            -------  -------      -------     64 of 256, and in them little more than 64 values.
+//            max      max          max
+size_t Candidates(const float* x, size_t n, size_t c, Key* out) {
   size_t found = 0;
-  const uint32_t least = bin << kDropped;
-  for (size_t i = 0; i < n; ++i) {
-    candidates[found] = KeyOf(x[i], i);
-    found += MagnitudeBits(x[i]) >= least ? 1 : 0;
+  if (c > kLanes / 2 || n < 4 * kLanes) {  // few lanes would be left out
+    for (; found < n; ++found) out[found] = KeyOf(x[found], found);
+    return found;
   }
-  Key last = 0;  // the smallest key that survives
-  if (found > c) {
-    std::array<Key, kTopkChunk> ranked;
-    std::copy_n(candidates.begin(), found, ranked.begin());
-    const auto nth = ranked.begin() + static_cast<std::ptrdiff_t>(c - 1);
-    std::nth_element(ranked.begin(), nth, ranked.begin() + static_cast<std::ptrdiff_t>(found),
-                     std::greater<>());
-    last = *nth;
+  std::array<int32_t, kLanes> lanes{}, ranked;
+  const size_t rows = n / kLanes;
+  LaneMaxima(x, rows, lanes.data());
+  for (size_t i = rows * kLanes; i < n; ++i) {
+    int32_t& lane = lanes[i % kLanes];
+    lane = std::max(lane, static_cast<int32_t>(MagnitudeBits(x[i])));
   }
-  std::copy_if(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(found), out,
-               [&](Key key) { return key >= last; });
+  ranked = lanes;
+  const auto nth = ranked.begin() + static_cast<std::ptrdiff_t>(c - 1);
+  std::nth_element(ranked.begin(), nth, ranked.end(), std::greater<>());
+  const int32_t bound = *nth;
+  for (size_t j = 0; j < kLanes; ++j) {
+    if (lanes[j] < bound) continue;
+    for (size_t i = j; i < n; i += kLanes) {
+      if (MagnitudeBits(x[i]) >= static_cast<uint32_t>(bound)) out[found++] = KeyOf(x[i], i);
+    }
+  }
+  return found;
+}
+
+// The `c` largest of n values, the largest first.
+void Select(const float* x, size_t n, size_t c, Key* out) {
+  std::array<Key, kTopkChunk> candidates;
+  const auto begin = candidates.begin();
+  const auto found = static_cast<std::ptrdiff_t>(Candidates(x, n, c, candidates.data()));
+  const auto end = begin + static_cast<std::ptrdiff_t>(c);
+  if (end < begin + found) std::nth_element(begin, end, begin + found, std::greater<>());
+  std::sort(begin, end, std::greater<>());
+  std::copy(begin, end, out);
 }
 
 struct Levels {
@@ -81,10 +99,7 @@ uint16_t ToBf16(double value) {
 
 // Two magnitudes for the survivors. Of all ways to cut the sorted magnitudes in two, the one that
 // leaves the least squared error around both means: the largest sum of (sum of part)^2 / its size.
-Levels Fit(const Key* keys, size_t c) {
-  std::array<Key, kTopkChunk> sorted;
-  const auto end = std::copy_n(keys, c, sorted.begin());
-  std::sort(sorted.begin(), end, std::greater<>());
+Levels Fit(const Key* sorted, size_t c) {
   if (sorted[0] >> 12 >= kInfinityBits) return {kNanHalf, kNanHalf, 0};
   double total = 0;
   for (size_t i = 0; i < c; ++i) total += MagnitudeOf(sorted[i]);
@@ -134,16 +149,21 @@ void TopkEncode(const float* src, size_t count, uint32_t k, uint8_t* out) {
     const size_t n = ChunkSize(count, start), c = Survivors(n, k);
     Select(x, n, c, keys.data());
     const Levels levels = Fit(keys.data(), c);
+    std::array<uint64_t, kTopkChunk / 64> survives{};  // in the order of indices, without sorting
+    for (size_t i = 0; i < c; ++i) survives[IndexOf(keys[i]) / 64] |= 1ull << IndexOf(keys[i]) % 64;
     std::memset(out, 0, ChunkBytes(c));
     std::memcpy(out, &levels.low, sizeof(levels.low));
     std::memcpy(out + 2, &levels.high, sizeof(levels.high));
     uint8_t* values = out + 4 + IndexBytes(c);
-    for (size_t i = 0; i < c; ++i) {
-      const size_t index = IndexOf(keys[i]);
-      const uint32_t sign = std::bit_cast<uint32_t>(x[index]) >> 31;
-      const uint32_t high = keys[i] >= levels.split ? 2 : 0;
-      PutIndex(out + 4, i, index);
-      values[i / 4] = static_cast<uint8_t>(values[i / 4] | (sign | high) << (2 * (i % 4)));
+    size_t i = 0;
+    for (size_t word = 0; word < survives.size(); ++word) {
+      for (uint64_t bits = survives[word]; bits != 0; bits &= bits - 1, ++i) {
+        const size_t index = word * 64 + static_cast<size_t>(std::countr_zero(bits));
+        const uint32_t sign = std::bit_cast<uint32_t>(x[index]) >> 31;
+        const uint32_t high = KeyOf(x[index], index) >= levels.split ? 2 : 0;
+        PutIndex(out + 4, i, index);
+        values[i / 4] = static_cast<uint8_t>(values[i / 4] | (sign | high) << (2 * (i % 4)));
+      }
     }
     out += ChunkBytes(c);
   }
