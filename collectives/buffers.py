@@ -1,7 +1,7 @@
 """What callers bring, as the fp32 memory that the engine works on.
 
-    fp32           the caller's own memory, never a copy
-    bf16, fp16     decoded into fp32 once, summed in fp32, rounded once at the end
+fp32           the caller's own memory, never a copy
+bf16, fp16     decoded into fp32 once, summed in fp32, rounded once at the end
 """
 
 from __future__ import annotations

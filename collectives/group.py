@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from decentral import _native
+from decentral.collectives import topk
 from decentral.collectives.agreement import Agreement, assumed
 from decentral.collectives.buffers import DTYPES, Buffer, buffer
+from decentral.collectives.codecs import codec_named
 from decentral.collectives.cost import Choice, choose
 from decentral.collectives.network import Network
 from decentral.collectives.plan import Plan
@@ -38,22 +40,6 @@ LAN_RTT_US = 1000
 MANY_STREAMS = 8
 """Chunks are small where some member's network is slower than FAST_BYTES_S (not known yet: where
 one is farther than LAN_RTT_US), or a link has so many streams that each of them is slow."""
-
-# TEMPORARY until codecs.py lands
-CODECS = ("fp32", "bf16", "int8", "fp16", "int4", "fp4", "sign", "topk")
-
-
-class _Info:
-    def __init__(self, name):
-        self.final = "int8" if name == "sign" else name
-        self.rides_ring = name != "sign"
-        self.bytes_per_value = len(_native.encode(name, np.zeros(4096, np.float32))) / 4096
-        self.final_bytes_per_value = (
-            len(_native.encode(self.final, np.zeros(4096, np.float32))) / 4096
-        )
-
-
-codec_named = functools.lru_cache(_Info)
 
 _RESERVED_TAG = 0xFFFF_0000
 """Tags from here on are the group's own."""
@@ -160,10 +146,7 @@ class Group:
                 f"not {result.size} of {result.dtype}",
                 phase="start",
             )
-        if codec not in CODECS:
-            raise ConfigError(
-                f"there is no codec {codec!r}: choose from {', '.join(CODECS)}", phase="start"
-            )
+        codec_named(codec)
         given, scale = _normalized(weights, len(self))
         if codec == "topk":
             return self._all_reduce_topk(source, result, given, scale, options)
@@ -414,8 +397,6 @@ class Group:
         self, source: Buffer, result: Buffer, weights: list[float], scale: float, call: Call
     ) -> Work:
         """Every member's encoding to every member; each adds them up in rank order."""
-        from decentral.collectives import topk
-
         values, bring = result.target()
         size = topk.encoded_size(source.size)
         stride = -(-size // 4)

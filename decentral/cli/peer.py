@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="when most members are gone: go on as a new lineage, or wait (default: fork)",
     )  # fmt: skip
     parser.add_argument("--quorum-timeout", type=float, default=15.0, metavar="SECONDS")
+    parser.add_argument(
+        "--max-upload", type=float, default=0.0, metavar="MBIT", help="send no faster (Mbit/s)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON event a line on stdout")
 
 
@@ -70,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 open_run=args.open,
                 on_quorum_loss=args.on_quorum_loss,
                 quorum_timeout_s=args.quorum_timeout,
+                max_upload_mbit=args.max_upload,
                 on_event=say,
             )
         )

@@ -25,7 +25,8 @@ from decentral.types import Contribution
 if TYPE_CHECKING:
     from decentral.types import Array
 
-CODECS = ("fp32", "bf16", "int8")
+CODECS = ("fp32", "bf16", "fp16", "int8", "int4", "fp4")
+"""Those that need no error feedback."""
 WEIGHTS = ("tokens", "equal")
 
 
@@ -41,7 +42,8 @@ class DiLoCo:
     """μ of the outer Nesterov step. The paper's 0.9 assumes long or warm-started runs: with a
     hundred rounds of a toy model 0.6 is clearly better (1.723 against 1.771 nats per byte)."""
     codec: str = "fp32"
-    """The outer gradient on the wire: "fp32", "bf16" or "int8" (blockwise, absmax scale)."""
+    """The outer gradient on the wire: one of `CODECS`. Four bits cost next to nothing where each
+    contribution is encoded once, which the butterfly schedule does."""
     weights: str = "tokens"
     """"tokens": a contribution counts by its tokens; "equal": each counts the same."""
 

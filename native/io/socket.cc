@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netdb.h>
+#include <netinet/ip.h>
 #include <netinet/tcp.h>
 #include <unistd.h>
 
@@ -220,6 +221,10 @@ void TuneLinkSocket(int fd, const LinkSocketOptions& options) {
 #ifdef TCP_USER_TIMEOUT
   Set(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 2 * options.silence_limit_ms + 1000);
 #endif
+  // For the home router's queues, where they look: what is short goes before what is long.
+  const int service = options.control ? IPTOS_LOWDELAY : IPTOS_THROUGHPUT;
+  Set(fd, IPPROTO_IP, IP_TOS, service);
+  Set(fd, IPPROTO_IPV6, IPV6_TCLASS, service);
 #ifdef TCP_NOTSENT_LOWAT
   if (options.control) Set(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, 64 << 10);
 #endif

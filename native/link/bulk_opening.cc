@@ -33,16 +33,23 @@ void ControlPlane::GrowBulk(LinkId link, int streams) {
   });
 }
 
+// Further streams have time: nobody waits for them, and giving up while the other end has them
+// all would cost the link.
+Clock::time_point ControlPlane::BulkDeadline(const Connection& c) const {
+  const int patience = c.bulk_open > 0 ? 4 : 1;
+  return Clock::now() + patience * std::chrono::milliseconds(options_.handshake_timeout_ms);
+}
+
 void ControlPlane::AskForBulk(const ConnectionPtr& c) {
   if (!c->tls_client) return IssueToken(c);
   c->bulk = BulkState::kOpening;
-  c->bulk_deadline = Clock::now() + std::chrono::milliseconds(options_.handshake_timeout_ms);
+  c->bulk_deadline = BulkDeadline(*c);
   Queue(c, {.type = FrameType::kBulkWanted, .tag = static_cast<uint32_t>(c->bulk_more)}, "", 0);
 }
 
 void ControlPlane::IssueToken(const ConnectionPtr& c) {
   c->bulk = BulkState::kOpening;
-  c->bulk_deadline = Clock::now() + std::chrono::milliseconds(options_.handshake_timeout_ms);
+  c->bulk_deadline = BulkDeadline(*c);
   c->bulk_bound = 0;
   c->bulk_count = 0;
   c->token.resize(kTokenBytes);
@@ -92,7 +99,7 @@ void ControlPlane::OnBulkWanted(const ConnectionPtr& c, const FrameHeader& heade
 
 void ControlPlane::OpenStreams(const ConnectionPtr& c, const std::string& token, bool plain) {
   c->bulk = BulkState::kOpening;
-  c->bulk_deadline = Clock::now() + std::chrono::milliseconds(options_.handshake_timeout_ms);
+  c->bulk_deadline = BulkDeadline(*c);
   const int count = c->bulk_more > 0 ? c->bulk_more : options_.bulk_streams;
   c->bulk_count = std::clamp(count, 1, kMaxBulkStreams - c->bulk_open);
   c->token = token;

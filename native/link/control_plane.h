@@ -98,6 +98,7 @@ class ControlPlane : public LinkPort {
 
   // bulk_opening.cc
   void OnBulkWanted(const ConnectionPtr& c, const FrameHeader& header, const std::string& payload);
+  Clock::time_point BulkDeadline(const Connection& c) const;
   void AskForBulk(const ConnectionPtr& c);
   void IssueToken(const ConnectionPtr& c);
   void OpenStreams(const ConnectionPtr& c, const std::string& token, bool plain);

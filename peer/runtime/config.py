@@ -45,6 +45,8 @@ class MeshConfig:
     """From the first dial until some member has admitted us."""
     bulk_streams: int = 2
     """Parallel TCP connections per link for bulk data."""
+    max_upload_mbit: float = 0.0
+    """Cap on what all bulk streams send together, in Mbit/s; 0: none."""
     encrypt_bulk: bool = True
     """False only on a network that you trust: bulk data then crosses it in the clear."""
     silence_limit_s: float = 5.0
@@ -60,6 +62,8 @@ class MeshConfig:
             raise ConfigError(f"on_quorum_loss is fork or pause, not {self.on_quorum_loss!r}")
         if not 1 <= self.bulk_streams <= 64:
             raise ConfigError("bulk_streams is between 1 and 64")
+        if self.max_upload_mbit < 0:
+            raise ConfigError("max_upload_mbit is positive, or 0 for no cap")
         for name in ("quorum_timeout_s", "join_timeout_s", "silence_limit_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive")

@@ -75,6 +75,7 @@ class Mesh:
             bulk_streams=config.bulk_streams,
             encrypt_bulk=config.encrypt_bulk,
             silence_limit_ms=int(config.silence_limit_s * 1000),
+            max_upload_bytes_s=round(config.max_upload_mbit * 125_000),
         )
         try:
             self.port = self._listen()
