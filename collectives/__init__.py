@@ -3,8 +3,9 @@
 `reference` (numpy, slow, for tests) is not imported here.
 """
 
+from decentral.collectives.codecs import CODECS
 from decentral.collectives.cost import Choice
-from decentral.collectives.group import CODECS, Call, Group
+from decentral.collectives.group import Call, Group
 from decentral.collectives.network import Network
 from decentral.collectives.plan import Plan
 from decentral.collectives.schedules import SCHEDULES

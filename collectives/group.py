@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from decentral import _native
-from decentral.collectives import topk
+from decentral.collectives import staging, topk
 from decentral.collectives.agreement import Agreement, assumed
 from decentral.collectives.buffers import DTYPES, Buffer, buffer
-from decentral.collectives.codecs import codec_named
+from decentral.collectives.codecs import ENGINE_CODECS, codec_named
 from decentral.collectives.cost import Choice, choose
 from decentral.collectives.network import Network
 from decentral.collectives.plan import Plan
@@ -62,6 +62,8 @@ class Call:
     """A member that shows no sign of life for so long fails the operation on all."""
     start_limit_s: float = 60.0
     """So does one that has not started the operation by then."""
+    staged: bool = False
+    """For `staging`: `src` fills up while the operation runs."""
 
 
 class Group:
@@ -134,10 +136,12 @@ class Group:
         absence: that member's `src` is not read, and may hold anything.
 
         `schedule` is one of `SCHEDULES`, or "auto": the cost model chooses, from what the members
-        have measured. `codec` is one of `CODECS`; "topk" goes by all-gather whatever the schedule.
+        have measured. `codec` is one of `codecs.CODECS`; "topk" goes by all-gather whatever the schedule.
         `call`: see `Call`. Members that disagree about anything get a MismatchError before any
         data moves. Raises ConfigError for a call that cannot work.
         """
+        if staging.lies_elsewhere(src) or staging.lies_elsewhere(dst):
+            return self._all_reduce_staged(src, dst, codec, weights, schedule, call)
         options = self._options(call)
         source, result = buffer(src, "src"), buffer(dst, "dst", writable=True)
         if source.size != result.size or source.dtype != result.dtype:
@@ -373,6 +377,7 @@ class Group:
             chunk_bytes=call.chunk_bytes or self._chunk_bytes(),
             silence_limit_ms=math.ceil(call.silence_limit_s * 1000),
             start_limit_ms=math.ceil(call.start_limit_s * 1000),
+            staged=call.staged,
             src=src,
             dst=dst,
         )
@@ -392,6 +397,26 @@ class Group:
         )
         many = max(link.bulk_streams for link in links) > MANY_STREAMS
         return SMALL_CHUNK_BYTES if slow or many else CHUNK_BYTES
+
+    def _all_reduce_staged(
+        self,
+        src: Any,
+        dst: Any,
+        codec: str,
+        weights: Sequence[float] | None,
+        schedule: str,
+        call: dict[str, Any],
+    ) -> Work:
+        """The same, with copies to and from the device while chunks are on the wire."""
+        if codec not in ENGINE_CODECS:
+            raise ConfigError(f"{codec} takes tensors in this machine's memory", phase="start")
+
+        def start(host_src: Array, host_dst: Array) -> Work:
+            return self.all_reduce(
+                host_src, host_dst, codec, weights=weights, schedule=schedule, staged=True, **call
+            )
+
+        return staging.all_reduce(src, dst, start)
 
     def _all_reduce_topk(
         self, source: Buffer, result: Buffer, weights: list[float], scale: float, call: Call

@@ -51,6 +51,7 @@ class Work:
         self._op: Any = None  # guarded by _lock until launched
         self._error: DecentralError | None = None  # likewise
         self._called_off: str | None = None  # guarded by _lock
+        self._companion: Callable[[], None] | None = None
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """True: the result is there. False: still running after `timeout_s`.
@@ -67,6 +68,8 @@ class Work:
         rest_s = -1.0 if deadline_s is None else max(0.0, deadline_s - time.monotonic())
         if not self._op.wait(rest_s):
             return False
+        if self._companion is not None:
+            self._companion()
         if self._op.error is not None:
             raise typed_error(*self._op.error)
         with self._lock:
@@ -105,6 +108,15 @@ class Work:
         if called_off is not None:
             op.abort(called_off)
         self._launched.set()
+
+    def accompany(self, join: Callable[[], None]) -> None:
+        """Something else works on the buffers; `join` waits for its end, and is idempotent."""
+        self._companion = join
+
+    def launched_op(self) -> Any:
+        """Waits for the launch; None if there will be none."""
+        self._launched.wait()
+        return self._op
 
     def fail(self, error: DecentralError) -> None:
         """It will never start."""

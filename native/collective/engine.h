@@ -65,6 +65,9 @@ struct OpSpec {
   uint64_t round = 0;
   uint32_t attempt = 0;
   uint32_t tag = 0;
+  // All-reduce only: src fills up while the operation runs (SourceReady), and dst is taken away
+  // piece by piece (TakeFinal): both are staging areas of a device's memory.
+  bool staged = false;
   int priority = 1;  // chunks of a lower number go first, where several operations share a stream
   // Upper bound for a frame's payload before encoding, rounded down to whole int8 blocks. The
   // receiver's value rules; members may differ in it without changing a bit.
@@ -79,6 +82,10 @@ struct OpSpec {
 
 inline constexpr uint32_t kMaxChunkBytes = 4 << 20;  // what endpoints accept in one frame
 inline constexpr size_t kMaxScheduleName = 16;
+
+struct Piece {  // elements of the buffer
+  uint64_t offset = 0, count = 0;
+};
 
 struct OpStats {
   uint64_t bytes_sent = 0, bytes_received = 0;  // payload and headers
@@ -98,6 +105,10 @@ class Op {
   // After done(): kNone, or why it failed. `src` is never written; `dst` is complete or garbage.
   virtual Error error() const = 0;
   virtual OpStats stats() const = 0;
+  // Staged operations: the first `elements` of src are there now. / What has become final in dst
+  // since the last call.
+  virtual void SourceReady(uint64_t elements) = 0;
+  virtual std::vector<Piece> TakeFinal() = 0;
   // Calls it off on all members; returns when done() (from the data thread: at once). Idempotent.
   virtual void Abort(const std::string& reason) = 0;
 };

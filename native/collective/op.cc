@@ -51,6 +51,15 @@ OpStats OpImpl::stats() const {
   return {bytes_sent_, bytes_received_, done_ ? seconds_ : so_far.count()};
 }
 
+void OpImpl::SourceReady(uint64_t elements) {
+  context_.transport.Post([op = shared_from_this(), elements] { op->OnSource(elements); });
+}
+
+std::vector<Piece> OpImpl::TakeFinal() {
+  std::lock_guard lock(mutex_);
+  return std::exchange(final_, {});
+}
+
 void OpImpl::Abort(const std::string& reason) {
   if (done()) return;
   Error error(ErrorKind::kAborted, "", reason, context_.self);
@@ -63,6 +72,7 @@ void OpImpl::Abort(const std::string& reason) {
 
 void OpImpl::BuildState() {
   grain_ = ChunkElements(spec_.chunk_bytes);
+  source_ready_ = spec_.staged ? 0 : spec_.count;
   const size_t n = spec_.members.size();
   const uint64_t window_bytes = std::min(kMaxWindowBytes, spec_.count / std::max<size_t>(1, n - 1));
   window_ = std::max(kMinWindow, window_bytes / (grain_ * sizeof(float)));
@@ -120,13 +130,7 @@ void OpImpl::Start(uint32_t serial) {
   if (state_ != State::kRunning) return;  // called off before it began
   ticked_ms_ = context_.now_ms();
   std::fill(heard_ms_.begin(), heard_ms_.end(), ticked_ms_);
-  // What nobody else contributes to is complete as it is.
-  for (uint32_t i = 0; i < segments_.size(); ++i) {
-    if (spec_.segments[i].owner != spec_.rank || segments_[i].receives > 0) continue;
-    for (uint64_t chunk = 0; chunk < segments_[i].chunks; ++chunk) {
-      CompleteOwned(i, ChunkOf(i, chunk));
-    }
-  }
+  if (source_ready_ == spec_.count) CompleteAlone();
   for (const uint32_t rank : neighbours_) {
     if (!running()) return;
     context_.transport.WantStreams(spec_.members[rank]);
@@ -273,7 +277,8 @@ void OpImpl::LetGo() {
 }
 
 void OpImpl::FinishIfComplete() {
-  if (state_ != State::kRunning || chunks_left_ > 0 || lanes_left_ > 0 || !in_flight_.empty()) {
+  if (state_ != State::kRunning || chunks_left_ > 0 || lanes_left_ > 0 || !in_flight_.empty() ||
+      source_ready_ < spec_.count) {
     return;
   }
   state_ = State::kDone;

@@ -60,6 +60,8 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   bool done() const override;
   Error error() const override;
   OpStats stats() const override;
+  void SourceReady(uint64_t elements) override;
+  std::vector<Piece> TakeFinal() override;
   void Abort(const std::string& reason) override;
 
   // Data thread only, from here on.
@@ -147,10 +149,6 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
     bool in_place = false;
     ScratchPool::Buffer scratch;
   };
-  struct Piece {  // elements of the buffer
-    uint64_t offset = 0, count = 0;
-  };
-
   // op.cc
   void BuildState();
   void AddLaneStep(uint32_t index);
@@ -187,7 +185,11 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   bool Locate(const RecvLane&, uint64_t sequence, uint32_t* step, uint64_t* chunk) const;
   void Arrived(Landing);
   void Apply(const Landing&);
+  bool InTurn(const Landing&) const;
   void CompleteOwned(uint32_t segment, Piece);
+  void CompleteAlone();
+  void OnSource(uint64_t elements);
+  void BecameFinal(Piece);
   void Grant(uint32_t rank);
 
   OpContext& context_;
@@ -201,15 +203,16 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   uint32_t serial_ = 0;
   ReadyFrame ours_;
   uint64_t grain_ = 0;
-  uint64_t window_ = 0;  // chunks per peer, where chunks may have to wait
+  uint64_t window_ = 0;            // chunks per peer, where chunks may have to wait
+  uint64_t source_ready_ = 0;      // elements of src that may be read
   std::vector<uint32_t> ordinal_;  // per step: receive steps before it on the same segment
   std::vector<SegmentState> segments_;
-  std::vector<SendLane> send_;  // by rank
-  std::vector<RecvLane> recv_;  // by rank
+  std::vector<SendLane> send_;        // by rank
+  std::vector<RecvLane> recv_;        // by rank
   std::vector<uint32_t> neighbours_;  // in cyclic order from ours: not all serve rank 0 first
-  size_t lanes_left_ = 0;                                 // send lanes that are not finished
-  uint64_t chunks_left_ = 0;                              // to be applied
-  uint64_t reduces_left_ = 0;                             // of those, kRecvReduce
+  size_t lanes_left_ = 0;             // send lanes that are not finished
+  uint64_t chunks_left_ = 0;          // to be applied
+  uint64_t reduces_left_ = 0;         // of those, kRecvReduce
   std::unordered_map<uint64_t, InFlight> in_flight_;      // by cookie
   std::map<std::pair<uint32_t, int>, Landing> landings_;  // by (rank, stream)
   // Chunks that came before their turn, by (segment, chunk, ordinal).
@@ -225,9 +228,10 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   std::atomic<uint64_t> bytes_sent_{0}, bytes_received_{0};
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
-  bool done_ = false;   // GUARDED_BY(mutex_)
-  Error error_;         // GUARDED_BY(mutex_)
-  double seconds_ = 0;  // GUARDED_BY(mutex_)
+  bool done_ = false;         // GUARDED_BY(mutex_)
+  Error error_;               // GUARDED_BY(mutex_)
+  double seconds_ = 0;        // GUARDED_BY(mutex_)
+  std::vector<Piece> final_;  // GUARDED_BY(mutex_): staged, not yet taken
 };
 
 }  // namespace decentral

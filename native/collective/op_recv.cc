@@ -14,7 +14,7 @@ constexpr uint64_t kGrantParts = 4;
 
 }  // namespace
 
-OpImpl::Piece OpImpl::ChunkOf(uint32_t segment, uint64_t chunk) const {
+Piece OpImpl::ChunkOf(uint32_t segment, uint64_t chunk) const {
   const Segment& s = spec_.segments[segment];
   return {s.offset + chunk * grain_, std::min(grain_, s.count - chunk * grain_)};
 }
@@ -82,12 +82,21 @@ void OpImpl::OnPayload(uint32_t rank, int stream, const FrameHeader& header) {
   FinishIfComplete();
 }
 
+// Everything that goes before it has been applied, and what it is added to is there.
+bool OpImpl::InTurn(const Landing& landing) const {
+  const PlanStep& step = spec_.steps[landing.step];
+  if (segments_[step.segment].received[landing.chunk] != ordinal_[landing.step]) return false;
+  if (step.kind != PlanStep::Kind::kRecvReduce || ordinal_[landing.step] > 0) return true;
+  const Piece piece = ChunkOf(step.segment, landing.chunk);
+  return piece.offset + piece.count <= source_ready_;
+}
+
 // Applies a chunk, and whatever early chunks it makes room for, in the plan's order.
 void OpImpl::Arrived(Landing landing) {
   const uint32_t index = spec_.steps[landing.step].segment;
   SegmentState& segment = segments_[index];
   const uint64_t chunk = landing.chunk;
-  if (segment.received[chunk] != ordinal_[landing.step]) {
+  if (!InTurn(landing)) {
     early_.emplace(std::tuple(index, chunk, ordinal_[landing.step]), std::move(landing));
     return;
   }
@@ -113,7 +122,7 @@ void OpImpl::Apply(const Landing& landing) {
   float* const out = dst_ + piece.offset;
   if (step.kind == PlanStep::Kind::kRecvFinal) {
     if (!landing.in_place) Decode(final_codec_, landing.data, piece.count, out);
-    return;
+    return BecameFinal(piece);
   }
   // The first contribution meets our source, later ones meet the sum so far.
   const bool first = ordinal_[landing.step] == 0;
@@ -126,6 +135,44 @@ void OpImpl::Apply(const Landing& landing) {
     DecodeAdd(spec_.codec, landing.data + EncodedSize(spec_.codec, at), n, addend + at, weight,
               out + at);
     if (completes) CompleteOwned(step.segment, {piece.offset + at, n});
+  }
+  if (completes) BecameFinal(piece);
+}
+
+void OpImpl::BecameFinal(Piece piece) {
+  if (!spec_.staged) return;
+  std::lock_guard lock(mutex_);
+  final_.push_back(piece);
+}
+
+// More of src is there: chunks that waited for it, and sends.
+void OpImpl::OnSource(uint64_t elements) {
+  if (!running() || elements <= source_ready_) return;
+  source_ready_ = std::min(elements, spec_.count);
+  std::vector<Landing> ready;
+  for (auto it = early_.begin(); it != early_.end();) {
+    if (!InTurn(it->second)) {
+      ++it;
+      continue;
+    }
+    ready.push_back(std::move(it->second));
+    it = early_.erase(it);
+  }
+  for (Landing& landing : ready) Arrived(std::move(landing));
+  if (source_ready_ == spec_.count) CompleteAlone();
+  if (serial_ == 0) return;  // not started yet
+  PumpAll();
+  FinishIfComplete();
+}
+
+// What nobody else contributes to is complete as it is.
+void OpImpl::CompleteAlone() {
+  for (uint32_t i = 0; i < segments_.size(); ++i) {
+    if (spec_.segments[i].owner != spec_.rank || segments_[i].receives > 0) continue;
+    for (uint64_t chunk = 0; chunk < segments_[i].chunks; ++chunk) {
+      CompleteOwned(i, ChunkOf(i, chunk));
+      BecameFinal(ChunkOf(i, chunk));
+    }
   }
 }
 

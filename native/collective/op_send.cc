@@ -45,6 +45,10 @@ bool OpImpl::NextIsReady(SendLane& lane) {
   const SegmentState& segment = segments_[step.segment];
   const uint64_t first = lane.chunk * lane.grain;
   const uint64_t last = std::min(first + lane.grain, spec_.segments[step.segment].count);
+  if (step.kind == PlanStep::Kind::kSendPartial && ordinal_[index] == 0 &&
+      spec_.segments[step.segment].offset + last > source_ready_) {
+    return false;
+  }
   for (uint64_t chunk = first / grain_; chunk * grain_ < last; ++chunk) {
     if (segment.received[chunk] < ordinal_[index]) return false;
   }

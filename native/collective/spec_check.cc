@@ -101,6 +101,7 @@ void CheckSpec(const OpSpec& spec, const PeerId& self, const float* src, const f
     if (InfoOf(static_cast<uint32_t>(codec)) == nullptr) Refuse("no such codec");
   }
   if (spec.schedule.size() > kMaxScheduleName) Refuse("a schedule's name has 16 bytes at most");
+  if (spec.staged && spec.kind != OpKind::kAllReduce) Refuse("only an all-reduce can be staged");
   if (!std::isfinite(spec.weight) || !std::isfinite(spec.scale)) {
     Refuse("weight and scale must be finite");
   }

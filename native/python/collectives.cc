@@ -22,6 +22,7 @@ class PyOp {
     op_->Abort(reason);
   }
   const Op& op() const { return *op_; }
+  Op& op() { return *op_; }
 
  private:
   std::shared_ptr<Op> op_;
@@ -41,7 +42,7 @@ class PyEngine {
                               const std::vector<std::tuple<uint32_t, uint32_t, uint32_t>>& steps,
                               float weight, float scale, uint64_t round, uint32_t attempt,
                               uint32_t tag, int priority, uint32_t chunk_bytes,
-                              int silence_limit_ms, int start_limit_ms, FloatsIn src,
+                              int silence_limit_ms, int start_limit_ms, bool staged, FloatsIn src,
                               FloatsOut dst) {
     if (src.size() != count || dst.size() != count) {
       throw Error(ErrorKind::kConfig, "start", "src and dst must both hold `count` values");
@@ -75,6 +76,7 @@ class PyEngine {
     spec.chunk_bytes = chunk_bytes;
     spec.silence_limit_ms = silence_limit_ms;
     spec.start_limit_ms = start_limit_ms;
+    spec.staged = staged;
     Engine& engine = endpoint_->engine();
     std::shared_ptr<Op> op;
     {
@@ -95,6 +97,19 @@ void BindCollectives(nb::module_& m) {
   nb::class_<PyOp>(m, "Op", "A running collective operation.")
       .def("wait", &PyOp::Wait, "timeout_s"_a = -1.0, "False: still running.")
       .def("abort", &PyOp::Abort, "reason"_a)
+      .def(
+          "source_ready", [](PyOp& o, uint64_t elements) { o.op().SourceReady(elements); },
+          "elements"_a, "Staged: the first `elements` of src are there.")
+      .def(
+          "take_final",
+          [](PyOp& o) {
+            std::vector<std::tuple<uint64_t, uint64_t>> pieces;
+            for (const Piece& piece : o.op().TakeFinal()) {
+              pieces.emplace_back(piece.offset, piece.count);
+            }
+            return pieces;
+          },
+          "Staged: (offset, count) of what has become final in dst since the last call.")
       .def_prop_ro("done", [](const PyOp& o) { return o.op().done(); })
       .def_prop_ro(
           "error", [](const PyOp& o) { return ToTuple(o.op().error()); },
@@ -112,7 +127,8 @@ void BindCollectives(nb::module_& m) {
       .def("start", &PyEngine::Start, nb::kw_only(), "kind"_a, "members"_a, "rank"_a, "count"_a,
            "dtype"_a, "codec"_a, "final_codec"_a, "schedule"_a, "segments"_a, "steps"_a, "weight"_a,
            "scale"_a, "round"_a, "attempt"_a, "tag"_a, "priority"_a, "chunk_bytes"_a,
-           "silence_limit_ms"_a, "start_limit_ms"_a, "src"_a.noconvert(), "dst"_a.noconvert());
+           "silence_limit_ms"_a, "start_limit_ms"_a, "staged"_a = false, "src"_a.noconvert(),
+           "dst"_a.noconvert());
 }
 
 }  // namespace decentral
