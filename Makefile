@@ -11,7 +11,10 @@ SOURCES := $(shell find native peer collectives decentral -name '*.py' -o -name 
              -o -name '*.h' -o -name 'CMakeLists.txt') pyproject.toml
 CTEST := $(BIN)/ctest --output-on-failure --test-dir
 
-.PHONY: demo test unit native-test lint typecheck format sanitize bench soak wheel clean help
+CLANGXX ?= $(firstword $(shell command -v clang++ clang++-14 clang++-16 2>/dev/null))
+FUZZ_TARGETS := frame_fuzz codec_fuzz topk_fuzz handshake_fuzz
+
+.PHONY: demo test unit native-test fuzz fuzz-briefly lint typecheck format sanitize bench soak wheel clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,7 +22,7 @@ help:  ## what there is
 demo: $(VENV)/installed  ## four peers train on real text, one is killed, one joins late
 	$(BIN)/decentral demo
 
-test: native-test unit  ## everything that CI runs
+test: native-test fuzz-briefly unit  ## everything that CI runs
 
 unit: $(VENV)/installed-test
 	$(BIN)/python -P -m pytest
@@ -29,6 +32,22 @@ native-test: $(VENV)/tools  ## the C++ tests, without Python
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja >/dev/null
 	$(BIN)/cmake --build build/native
 	$(CTEST) build/native
+
+# The tests have run the targets in their stand-alone form; coverage guidance needs clang.
+fuzz-briefly:
+	@if [ -n "$(CLANGXX)" ] && echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' \
+	  | $(CLANGXX) -x c++ -fsanitize=fuzzer - -o /dev/null 2>/dev/null; then $(MAKE) fuzz FUZZ_S=15; \
+	else echo "no libFuzzer here (apt install clang libclang-rt-14-dev): only the stand-alone fuzzers ran"; fi
+
+fuzz: $(VENV)/tools  ## libFuzzer on every decoder (FUZZ_S=60 seconds each; needs clang)
+	$(BIN)/cmake -S native -B build/fuzz -G Ninja -DDECENTRAL_FUZZ=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DCMAKE_CXX_COMPILER=$(CLANGXX) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja >/dev/null
+	$(BIN)/cmake --build build/fuzz
+	for target in $(FUZZ_TARGETS); do \
+	  mkdir -p build/fuzz/found/$$target && build/fuzz/fuzz/$$target -max_total_time=$(or $(FUZZ_S),60) \
+	    -max_len=4096 -verbosity=0 -print_final_stats=1 -artifact_prefix=build/fuzz/crash-$$target- \
+	    build/fuzz/found/$$target native/fuzz/corpus/$$target || exit 1; \
+	done
 
 sanitize: $(VENV)/tools  ## the C++ tests under ASan+UBSan, then TSan
 	for kind in "address;undefined" thread; do \
@@ -49,13 +68,28 @@ format: $(VENV)/dev  ## ruff and clang-format, in place
 typecheck: $(VENV)/dev $(VENV)/installed  ## mypy --strict on the installed package
 	cd /tmp && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p decentral
 
-bench: $(VENV)/installed  ## all-reduce against gloo, codecs, links; one at a time
-	$(BIN)/decentral bench allreduce --peers 2 --size-mib 64 --against gloo
-	$(BIN)/decentral bench allreduce --peers 4 --size-mib 64 --against gloo
-	$(BIN)/decentral bench allreduce --peers 4 --size-mib 64 --encrypt on
+bench: $(VENV)/installed  ## every benchmark, one at a time (the shaped ones need root)
+	for peers in 2 4; do for size in 1 64 256; do \
+	  $(BIN)/decentral bench allreduce --peers $$peers --size-mib $$size --encrypt off \
+	    --against gloo,tcp || exit 1; done; done
+	$(BIN)/decentral bench allreduce --peers 4 --size-mib 64 --encrypt on --against gloo,tls
+	for rate in 200 1000; do \
+	  $(BIN)/decentral bench allreduce --peers 4 --size-mib 64 --net shaped --rates-mbit $$rate \
+	    --against iperf3 || exit 1; done
+	$(BIN)/decentral bench unequal --size-mib 64 --change 3:3:400 --change 6:0:100 --runs 10
+	for congestion in cubic bbr; do \
+	  $(BIN)/decentral bench link --rate-mbit 200 --rtt-ms 100 --loss 0.001 --size-mib 256 \
+	    --congestion $$congestion --streams auto,1 || exit 1; done
+	$(BIN)/decentral bench latency
+	$(BIN)/decentral bench concurrency
+	$(BIN)/decentral bench memory
+	$(BIN)/decentral bench codecs
 
-soak: $(VENV)/installed  ## many simulator seeds (SEEDS=500)
+soak: $(VENV)/installed  ## simulator seeds (SEEDS=500), deaths in mid-reduce, 500 aborts
 	$(BIN)/decentral simulate --peers 32 --seeds $(or $(SEEDS),500)
+	for kind in kill stop cut; do \
+	  $(BIN)/decentral bench faults --kind $$kind --instants 20 --size-mib 256 || exit 1; done
+	$(BIN)/decentral bench faults --aborts 500
 
 wheel: $(VENV)/dev  ## sdist, and a wheel built from it
 	$(BIN)/python -m build --outdir dist .

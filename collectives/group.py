@@ -35,6 +35,7 @@ PROBE_FROM_BYTES = 16 << 20
 CHUNK_BYTES = 512 << 10
 SMALL_CHUNK_BYTES = 64 << 10
 """Large chunks cost the processor less, small ones fill and drain the pipeline sooner."""
+CHUNKS_PER_SEGMENT = 8
 FAST_BYTES_S = 125e6
 LAN_RTT_US = 1000
 MANY_STREAMS = 8
@@ -92,7 +93,7 @@ class Group:
         self._given = network is not None
         self._lock = threading.Lock()
         # All members add to these in the same order, so that all see the same.
-        self._networks = {-1: network or assumed(len(self))}  # by round; guarded by _lock
+        self._networks = {(-1, 0): network or assumed(len(self))}  # by key; guarded by _lock
         self._waiting: dict[tuple[int, int], list[Callable[[Network], None]]] = {}  # likewise
 
     def __len__(self) -> int:
@@ -136,9 +137,9 @@ class Group:
         absence: that member's `src` is not read, and may hold anything.
 
         `schedule` is one of `SCHEDULES`, or "auto": the cost model chooses, from what the members
-        have measured. `codec` is one of `codecs.CODECS`; "topk" goes by all-gather whatever the schedule.
-        `call`: see `Call`. Members that disagree about anything get a MismatchError before any
-        data moves. Raises ConfigError for a call that cannot work.
+        have measured. `codec` is one of `codecs.CODECS`; "topk" goes by all-gather whatever the
+        schedule. `call`: see `Call`. Members that disagree about anything get a MismatchError
+        before any data moves. Raises ConfigError for a call that cannot work.
         """
         if staging.lies_elsewhere(src) or staging.lies_elsewhere(dst):
             return self._all_reduce_staged(src, dst, codec, weights, schedule, call)
@@ -261,7 +262,7 @@ class Group:
         options = self._options(call)
         network = self._agree(options, may_probe=True)
         with self._lock:
-            self._networks[options.round] = network
+            self._networks[options.round, options.attempt] = network
         return network
 
     def _choose(self, network: Network, count: int, codec: str) -> Choice:
@@ -289,8 +290,8 @@ class Group:
         needs_no_talk = self._given or len(self) < 3 or size_bytes < AGREE_FROM_BYTES
         key = (call.round, call.attempt)
         with self._lock:
-            earlier = [round for round in self._networks if round < call.round]
-            known = self._networks.get(call.round)
+            earlier = [when for when in self._networks if when < key]
+            known = self._networks.get(key)
             if needs_no_talk or known is not None:
                 network = known or self._networks[max(earlier)]
             elif key in self._waiting:
@@ -321,8 +322,8 @@ class Group:
         with self._lock:
             waiting = self._waiting.pop(key)
             if error is None:
-                self._networks[call.round] = network
-                for old in [r for r in self._networks if -1 < r < call.round - 1]:
+                self._networks[key] = network
+                for old in sorted(self._networks)[1:-2]:
                     del self._networks[old]
         for begin in waiting:
             begin(network) if error is None else begin.fail(error)  # type: ignore[attr-defined]
@@ -374,7 +375,7 @@ class Group:
             attempt=call.attempt,
             tag=call.tag,
             priority=call.priority,
-            chunk_bytes=call.chunk_bytes or self._chunk_bytes(),
+            chunk_bytes=call.chunk_bytes or self._chunk_bytes(src.nbytes),
             silence_limit_ms=math.ceil(call.silence_limit_s * 1000),
             start_limit_ms=math.ceil(call.start_limit_s * 1000),
             staged=call.staged,
@@ -382,7 +383,7 @@ class Group:
             dst=dst,
         )
 
-    def _chunk_bytes(self) -> int:
+    def _chunk_bytes(self, size_bytes: int) -> int:
         """Members may differ in it; it changes no bit."""
         links = [self._endpoint.stats_of(member) for member in self._members]
         rates = [rate for rate in self._endpoint.rates() if rate > 0]
@@ -396,7 +397,10 @@ class Group:
             else any(link.min_rtt_us > LAN_RTT_US for link in links)
         )
         many = max(link.bulk_streams for link in links) > MANY_STREAMS
-        return SMALL_CHUNK_BYTES if slow or many else CHUNK_BYTES
+        if slow or many:
+            return SMALL_CHUNK_BYTES
+        even = size_bytes // (CHUNKS_PER_SEGMENT * len(self))
+        return min(max(SMALL_CHUNK_BYTES, even), CHUNK_BYTES)
 
     def _all_reduce_staged(
         self,

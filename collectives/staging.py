@@ -157,17 +157,17 @@ class _CudaLane:
     def __init__(self, device: Any) -> None:
         import torch
 
-        self._stream = torch.cuda.Stream(device)
-        self._stream.wait_stream(torch.cuda.default_stream(device))
+        self._cuda: Any = torch.cuda  # untyped where it is made
+        self._stream = self._cuda.Stream(device)
+        self._stream.wait_stream(self._cuda.default_stream(device))
 
     def copy(self, into: Any, source: Any) -> Callable[[], None]:
-        import torch
-
-        with torch.cuda.stream(self._stream):
+        with self._cuda.stream(self._stream):
             into.copy_(source, non_blocking=True)
-            event = torch.cuda.Event()
+            event = self._cuda.Event()
             event.record(self._stream)
-        return event.synchronize  # type: ignore[no-any-return]
+        wait: Callable[[], None] = event.synchronize
+        return wait
 
 
 def _lane(tensor: Any) -> _HostLane | _CudaLane:
