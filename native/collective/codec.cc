@@ -79,6 +79,7 @@ void Decode(Codec codec, const uint8_t* in, size_t count, float* out) {
 
 void DecodeAdd(Codec codec, const uint8_t* in, size_t count, const float* src, float weight,
                float* out) {
+  if (count == 0) return;
   if (weight == 0.0f) return Decode(codec, in, count, out);
   switch (codec) {
     case Codec::kFp32:
