@@ -279,8 +279,11 @@ TEST(heartbeats_keep_an_idle_link_up) {
   CHECK(a.endpoint.Stats(link.a).rtt_us > 0);
 }
 
-// TSan wants to be told that the child of a fork starts threads of its own.
-extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }
+// TSan wants to be told that the child of a fork starts threads of its own. It looks the name up at
+// run time: hidden, as all names are here, it would not be found.
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() {
+  return "die_after_fork=0";
+}
 
 namespace {
 
@@ -307,9 +310,9 @@ struct Process {
     int ends[2];
     CHECK(pipe(ends) == 0);
     trainer = Trainer(port, ends[1]);
+    close(ends[1]);  // so that a trainer which dies early is noticed
     CHECK(read(ends[0], &worker, sizeof worker) == sizeof worker);
     close(ends[0]);
-    close(ends[1]);
   }
   ~Process() {
     for (const pid_t pid : {trainer, worker}) kill(pid, SIGKILL);
