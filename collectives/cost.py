@@ -35,8 +35,11 @@ from decentral.collectives.schedules import SCHEDULES, tree
 __all__ = ["Choice", "Encoding", "Payload", "choose", "estimate_s"]
 
 
-NEAR = 1.02
-"""Estimates this close are equal."""
+NEAR = 1.2
+"""Estimates this close are equal: on equal links the butterfly's many lanes take up to a fifth
+longer than the model, which knows nothing of how unevenly TCP shares a link."""
+COARSE_BYTES = 1.0
+"""Codecs of fewer bytes per value round so much that encoding once is worth that fifth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ def choose(
     **payload: Any,
 ) -> Choice:
     """The quickest of the allowed schedules for `count` elements; of those within `NEAR` of it the
-    first in `SCHEDULES`. No codec: fp32. `payload`: further fields of `Payload`.
+    first in `SCHEDULES`, or with a coarse codec one that encodes once. No codec: fp32. `payload`:
+    further fields of `Payload`.
 
     ValueError if nothing is left, or a name is unknown.
     """
@@ -90,6 +94,8 @@ def choose(
     if codec is not None:
         names = [n for n in names if SCHEDULES[n].permits(rides_ring=codec.rides_ring)]
         payload["bytes_per_value"] = codec.bytes_per_value
+        if codec.bytes_per_value < COARSE_BYTES:
+            names.sort(key=lambda name: not SCHEDULES[name].encodes_once)
         payload["final_bytes_per_value"] = codec.final_bytes_per_value
     if not names:
         raise ValueError("no allowed schedule may carry this codec: it needs the butterfly")

@@ -60,7 +60,7 @@ void Decode(Codec codec, const uint8_t* in, size_t count, float* out) {
   if (count == 0) return;
   switch (codec) {
     case Codec::kFp32:
-      std::memcpy(out, in, count * sizeof(float));
+      if (static_cast<const void*>(out) != in) std::memcpy(out, in, count * sizeof(float));
       return;
     case Codec::kBf16:
       return DecodeBf16(Halves(in), count, out);

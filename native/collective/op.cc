@@ -86,7 +86,16 @@ void OpImpl::BuildState() {
     segments_[i].chunks = (spec_.segments[i].count + grain_ - 1) / grain_;
     segments_[i].received.assign(segments_[i].chunks, 0);
   }
-  for (uint32_t i = 0; i < spec_.steps.size(); ++i) AddLaneStep(i);
+  passes_to_.assign(spec_.steps.size(), -1);
+  std::vector<uint32_t> last_receive(segments_.size());
+  for (uint32_t i = 0; i < spec_.steps.size(); ++i) {
+    AddLaneStep(i);
+    const PlanStep& step = spec_.steps[i];
+    if (!IsSend(step.kind)) last_receive[step.segment] = i;
+    if (step.kind == PlanStep::Kind::kSendPartial && ordinal_[i] > 0) {
+      passes_to_[last_receive[step.segment]] = step.peer;
+    }
+  }
   MarkWindowed();
   for (uint32_t i = 1; i <= n; ++i) {
     const uint32_t rank = (spec_.rank + i) % n;
@@ -248,6 +257,8 @@ void OpImpl::Fail(Error error, Tell tell) {
   failure_ = error;
   for (auto& [where, landing] : early_) context_.pool.Give(std::move(landing.scratch));
   early_.clear();
+  for (auto& [where, scratch] : passing_) context_.pool.Give(std::move(scratch));
+  passing_.clear();
   if (tell == Tell::kEverybody) {
     // Before it was started nobody has heard of it, but others may have: they are told as well.
     const std::string payload = EncodeAbort(error);

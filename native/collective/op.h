@@ -104,6 +104,8 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   // together, but so much from each that a long path does not idle between two grants.
   static constexpr uint64_t kMinWindow = 8;  // chunks
   static constexpr uint64_t kMaxWindowBytes = 16 << 20;
+  // Sums that are only passed on may stay in scratch: memory that is in the cache. So many at most.
+  static constexpr size_t kMaxPassing = 16;
 
   enum class State { kRunning, kFailing, kDone };
 
@@ -184,7 +186,8 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   Piece ChunkOf(uint32_t segment, uint64_t chunk) const;
   bool Locate(const RecvLane&, uint64_t sequence, uint32_t* step, uint64_t* chunk) const;
   void Arrived(Landing);
-  void Apply(const Landing&);
+  void Apply(Landing&);
+  bool PassesOn(const Landing&) const;
   bool InTurn(const Landing&) const;
   void CompleteOwned(uint32_t segment, Piece);
   void CompleteAlone();
@@ -206,6 +209,8 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   uint64_t window_ = 0;            // chunks per peer, where chunks may have to wait
   uint64_t source_ready_ = 0;      // elements of src that may be read
   std::vector<uint32_t> ordinal_;  // per step: receive steps before it on the same segment
+  // Per step: whom the sum goes to that this receive completes, if it is only passed on; else -1.
+  std::vector<int64_t> passes_to_;
   std::vector<SegmentState> segments_;
   std::vector<SendLane> send_;        // by rank
   std::vector<RecvLane> recv_;        // by rank
@@ -217,6 +222,7 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
   std::map<std::pair<uint32_t, int>, Landing> landings_;  // by (rank, stream)
   // Chunks that came before their turn, by (segment, chunk, ordinal).
   std::map<std::tuple<uint32_t, uint64_t, uint32_t>, Landing> early_;
+  std::map<std::pair<uint32_t, uint64_t>, ScratchPool::Buffer> passing_;  // (segment, chunk)
   uint64_t last_cookie_ = 0;
   int borrowed_ = 0;  // frames and landings that touch src or dst
   Error failure_;

@@ -116,7 +116,14 @@ void OpImpl::Arrived(Landing landing) {
   }
 }
 
-void OpImpl::Apply(const Landing& landing) {
+// Its receiver cuts as we do, so that what we pass on is what we got.
+bool OpImpl::PassesOn(const Landing& landing) const {
+  const int64_t to = passes_to_[landing.step];
+  return to >= 0 && spec_.codec == Codec::kFp32 && send_[to].ready && send_[to].grain == grain_ &&
+         passing_.size() < kMaxPassing;
+}
+
+void OpImpl::Apply(Landing& landing) {
   const PlanStep& step = spec_.steps[landing.step];
   const Piece piece = ChunkOf(step.segment, landing.chunk);
   float* const out = dst_ + piece.offset;
@@ -128,6 +135,12 @@ void OpImpl::Apply(const Landing& landing) {
   const bool first = ordinal_[landing.step] == 0;
   const float* const addend = first ? src_ + piece.offset : out;
   const float weight = first ? spec_.weight : 1.0f;
+  if (PassesOn(landing)) {
+    DecodeAdd(spec_.codec, landing.data, piece.count, addend, weight,
+              reinterpret_cast<float*>(landing.data));
+    passing_.emplace(std::pair(step.segment, landing.chunk), std::move(landing.scratch));
+    return;
+  }
   const bool completes = spec_.segments[step.segment].owner == spec_.rank &&
                          ordinal_[landing.step] + 1 == segments_[step.segment].receives;
   for (uint64_t at = 0; at < piece.count; at += kCacheElements) {

@@ -72,7 +72,12 @@ void OpImpl::SendNext(uint32_t rank) {
   const bool own = step.kind == PlanStep::Kind::kSendPartial && ordinal_[index] == 0;
   const float* values = (own ? src_ : dst_) + segment.offset + first;
   const float weight = own ? spec_.weight : 1.0f;
-  if (codec == Codec::kFp32 && weight == 1.0f) {
+  const auto passing = own ? passing_.end() : passing_.find({step.segment, lane.chunk});
+  if (step.kind == PlanStep::Kind::kSendPartial && passing != passing_.end()) {
+    frame.scratch = std::move(passing->second);
+    payload = frame.scratch.data();
+    passing_.erase(passing);
+  } else if (codec == Codec::kFp32 && weight == 1.0f) {
     payload = values;
     frame.borrows = true;
     ++borrowed_;
