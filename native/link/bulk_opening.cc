@@ -82,10 +82,13 @@ void ControlPlane::OnBulkWanted(const ConnectionPtr& c, const FrameHeader& heade
     return;
   }
   const bool first = c->bulk_open == 0;
-  const int room = kMaxBulkStreams - c->bulk_open;
+  const int room = std::max(0, options_.max_bulk_streams - c->bulk_open);
   const int more =
       std::min(static_cast<int>(std::min<uint32_t>(header.tag, kMaxBulkStreams)), room);
-  if (!first && more == 0) return;  // it has enough
+  if (!first && more == 0) {  // enough for us
+    if (!has_token) Queue(c, {.type = FrameType::kBulkWanted, .flags = kFlagFailed}, "", 0);
+    return;
+  }
   if (!has_token) {
     c->bulk_more = first ? 0 : more;
     if (c->bulk == (first ? BulkState::kNone : BulkState::kUp)) IssueToken(c);
@@ -245,11 +248,12 @@ void ControlPlane::BulkOpenFailed(const ConnectionPtr& link, const Error& why, b
   if (tell_peer) Queue(link, {.type = FrameType::kBulkWanted, .flags = kFlagFailed}, "", 0);
 }
 
-void ControlPlane::StreamFailed(LinkId link, const Error& why) {
-  loop_.Post([this, link, why] {
+void ControlPlane::StreamFailed(LinkId link, const Error& why, bool opening) {
+  loop_.Post([this, link, why, opening] {
     const ConnectionPtr c = FindLink(link);
     if (!c) return;
-    if (c->bulk == BulkState::kOpening && c->bulk_open == 0) return BulkOpenFailed(c, why, true);
+    // Not kOpening: this attempt was given up already, and its streams are being closed.
+    if (opening) return BulkOpenFailed(c, why, true);
     // What came over the control stream before says more than a closed bulk stream.
     if (why.kind == ErrorKind::kClosed) ReadFrames(c);
     if (!c->gone) Fail(c, why);

@@ -62,11 +62,12 @@ class BulkStream {
 
   uint64_t link() const { return options_.link; }
   int index() const { return options_.index; }
-  bool blocked() const { return blocked_; }  // something waits for the network
+  bool blocked() const { return blocked_ && !throttled_; }  // something waits for the network
 
   void Start(bool acknowledged);  // false: the first frame must be the other end's kBulkHello
   bool acknowledged() const { return acknowledged_; }
-  void Hold(bool hold);  // read no further for now
+  bool closed() const { return closed_; }  // by us, or broken
+  void Hold(bool hold);                    // read no further for now
   void LimitUnsent(int bytes);
   void Push(Out out);
   void Kick();   // a blob waits, or the gate may be open again

@@ -46,7 +46,7 @@ class ControlPlane : public LinkPort {
   void WantBulk(LinkId link) override;
   void GrowBulk(LinkId link, int streams) override;
   void BulkUp(LinkId link) override;
-  void StreamFailed(LinkId link, const Error& why) override;
+  void StreamFailed(LinkId link, const Error& why, bool opening) override;
   void SendControl(LinkId link, const FrameHeader& header, std::string payload) override;
 
  private:

@@ -152,7 +152,7 @@ void DataPlane::AddStream(LinkId link, int index, int count, std::unique_ptr<Str
 void DataPlane::MaybeUp(Link& link) {
   if (link.opening.empty()) return;
   for (const auto& stream : link.opening) {
-    if (!stream || (link.dialer && !stream->acknowledged())) return;
+    if (!stream || stream->closed() || (link.dialer && !stream->acknowledged())) return;
   }
   for (auto& stream : link.opening) {
     if (link.dialer) {
@@ -268,7 +268,9 @@ void DataPlane::OnStreamFailed(BulkStream* stream, const Error& why) {
   full.peer = link->peer;
   full.text = "peer " + ShortId(link->peer) + " " + why.text;
   stream->Abandon();
-  port_->StreamFailed(link->id, full);
+  const bool opening = std::any_of(link->opening.begin(), link->opening.end(),
+                                   [&](const auto& other) { return other.get() == stream; });
+  port_->StreamFailed(link->id, full, opening);
 }
 
 void DataPlane::OnStreamBytes(BulkStream* stream, uint64_t read, uint64_t written) {

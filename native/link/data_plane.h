@@ -28,7 +28,8 @@ class LinkPort {
   virtual void WantBulk(LinkId link) = 0;
   virtual void GrowBulk(LinkId link, int streams) = 0;  // until there are so many in all
   virtual void BulkUp(LinkId link) = 0;
-  virtual void StreamFailed(LinkId link, const Error& why) = 0;
+  // `opening`: one of those that are being added, so that the link can do without it.
+  virtual void StreamFailed(LinkId link, const Error& why, bool opening) = 0;
   virtual void SendControl(LinkId link, const FrameHeader& header, std::string payload) = 0;
 };
 

@@ -145,7 +145,9 @@ TEST(further_streams_that_are_refused_cost_nothing) {
 }
 
 TEST(further_streams_that_are_cut_off_cost_nothing) {
-  GrowthFails(true, [](SlowRelay& relay) { relay.Refuse(SlowRelay::Surplus::kClosed); });
+  for (const bool encrypt : {false, true}) {
+    GrowthFails(encrypt, [](SlowRelay& relay) { relay.Refuse(SlowRelay::Surplus::kClosed); });
+  }
 }
 
 // Until the attempt is given up, and beyond.
