@@ -11,7 +11,7 @@ SOURCES := $(shell find native peer collectives decentral -name '*.py' -o -name 
              -o -name '*.h' -o -name 'CMakeLists.txt') pyproject.toml
 CTEST := $(BIN)/ctest --output-on-failure --test-dir
 
-CLANGXX ?= $(firstword $(shell command -v clang++ clang++-14 clang++-16 2>/dev/null))
+CLANGXX ?= $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-[0-9][0-9] /usr/local/bin/clang++))
 FUZZ_TARGETS := frame_fuzz codec_fuzz topk_fuzz handshake_fuzz
 
 .PHONY: demo test unit native-test fuzz fuzz-briefly lint typecheck format sanitize bench soak wheel clean help
