@@ -54,7 +54,7 @@ NB_MODULE(_native, m) {
       if (e.peer != PeerId{}) {
         peer = nb::module_::import_("decentral.types").attr("peer_id")(ToBytes(e.peer));
       }
-      nb::object value = cls(e.text, "peer"_a = peer, "phase"_a = e.phase);
+      nb::object value = cls(ToText(e.text), "peer"_a = peer, "phase"_a = ToText(e.phase));
       PyErr_SetObject(cls.ptr(), value.ptr());
     }
   });
@@ -63,6 +63,7 @@ NB_MODULE(_native, m) {
   BindCodecs(m);
   BindCollectives(m);
   BindKernels(m);
+  BindFailpoints(m);
 }
 
 }  // namespace decentral

@@ -1,7 +1,8 @@
 // Bulk streams against a bare TCP loop, over loopback:
 //   build/native/bench/link_bench [MiB] [streams]
-// Prints MiB/s and CPU seconds per GiB (both ends) of the bare loop, the plain and the TLS bulk
-// streams, and the ratios to the bare loop of the same run.
+// Prints MiB/s and CPU seconds per GiB (all ends) of the bare loop, of bulk streams plain, under
+// TLS, on a carrier, and on a carrier through a relay, and the ratios to the bare loop of the same
+// run.
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/resource.h>
@@ -120,10 +121,11 @@ Event WaitFor(Endpoint& endpoint, Event::Type type) {
   }
 }
 
-Figure Bulk(size_t bytes, int streams, bool encrypt, std::vector<char>& from,
-            std::vector<char>& to) {
+enum class Way { kPlain, kTls, kCarrier, kRelay };
+
+Figure Bulk(size_t bytes, int streams, Way way, std::vector<char>& from, std::vector<char>& to) {
   EndpointOptions options;
-  options.encrypt_bulk = encrypt;
+  options.encrypt_bulk = way != Way::kPlain;
   options.bulk_streams = streams;
   options.seed.fill(1);
   Endpoint a(options);
@@ -132,7 +134,22 @@ Figure Bulk(size_t bytes, int streams, bool encrypt, std::vector<char>& from,
   Sink sink_a(&to), sink_b(&to);
   a.SetBulkHandler(&sink_a);
   b.SetBulkHandler(&sink_b);
-  a.Dial({.host = "127.0.0.1", .port = b.Listen("127.0.0.1", 0)});
+  options.seed.fill(3);
+  Endpoint relay(options);
+  DialOptions dial{.host = "127.0.0.1", .port = b.Listen("127.0.0.1", 0)};
+  dial.carrier = way == Way::kCarrier || way == Way::kRelay;
+  if (way == Way::kRelay) {
+    dial.port = relay.Listen("127.0.0.1", 0);
+    dial.relay_token = std::string(32, 't');
+    relay.OfferRelay(dial.relay_token, 0, 5000);
+    DialOptions back = dial;
+    back.relay_side = 1;
+    back.role = Role::kServer;
+    back.has_expected = true;
+    back.expected = a.id();
+    b.Dial(back);
+  }
+  a.Dial(dial);
   const LinkId link_a = WaitFor(a, Event::Type::kLinkUp).link;
   b.Admit(WaitFor(b, Event::Type::kLinkUp).link);
   a.Admit(link_a);
@@ -167,17 +184,20 @@ int main(int argc, char** argv) {
   const size_t bytes = size_t(argc > 1 ? std::atoi(argv[1]) : 256) << 20;
   const int streams = argc > 2 ? std::atoi(argv[2]) : 2;
   std::vector<char> from(std::min<size_t>(bytes, 64 << 20), 'x'), to(streams * kChunk);
-  std::vector<double> mib[3], cpu[3];
-  const char* names[3] = {"bare TCP", "bulk plain", "bulk TLS"};
+  constexpr int kKinds = 5;
+  std::vector<double> mib[kKinds], cpu[kKinds];
+  const char* names[kKinds] = {"bare TCP", "bulk plain", "bulk TLS", "on carrier", "relayed"};
   for (int run = 0; run < 5; ++run) {
-    const Figure figures[3] = {Bare(bytes, from, to), Bulk(bytes, streams, false, from, to),
-                               Bulk(bytes, streams, true, from, to)};
-    for (int i = 0; i < 3; ++i) {
+    const Figure figures[kKinds] = {
+        Bare(bytes, from, to), Bulk(bytes, streams, Way::kPlain, from, to),
+        Bulk(bytes, streams, Way::kTls, from, to), Bulk(bytes, streams, Way::kCarrier, from, to),
+        Bulk(bytes, streams, Way::kRelay, from, to)};
+    for (int i = 0; i < kKinds; ++i) {
       mib[i].push_back(figures[i].mib_per_s);
       cpu[i].push_back(figures[i].cpu_s_per_gib);
     }
   }
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < kKinds; ++i) {
     std::printf("%-10s %7.0f MiB/s  %.2f CPU-s per GiB  ratio %.2f\n", names[i], Median(mib[i]),
                 Median(cpu[i]), Median(mib[i]) / Median(mib[0]));
   }

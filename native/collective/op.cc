@@ -269,6 +269,12 @@ void OpImpl::Fail(Error error, Tell tell) {
   Settle();
 }
 
+void OpImpl::FailedAt(Failpoint point) {
+  Fail(Error(ErrorKind::kAborted, Phase(),
+             std::string("The failpoint ") + NameOf(point) + " made it fail.", context_.self),
+       Tell::kEverybody);
+}
+
 // On to done() once nobody touches src or dst any more, and to oblivion once the transport holds
 // nothing of ours.
 void OpImpl::Settle() {

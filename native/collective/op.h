@@ -32,6 +32,7 @@
 #include "collective/engine.h"
 #include "collective/handshake.h"
 #include "collective/scratch.h"
+#include "core/failpoint.h"
 
 namespace decentral {
 
@@ -82,6 +83,7 @@ class OpImpl final : public Op, public std::enable_shared_from_this<OpImpl> {
 
   enum class Tell { kEverybody, kNobody };
   void Fail(Error, Tell);
+  void FailedAt(Failpoint);
   // Gives up on what the transport still holds: for an engine that was detached.
   void LetGo();
 

@@ -96,6 +96,13 @@ void OpImpl::Arrived(Landing landing) {
   const uint32_t index = spec_.steps[landing.step].segment;
   SegmentState& segment = segments_[index];
   const uint64_t chunk = landing.chunk;
+  const Failpoint here = spec_.steps[landing.step].kind == PlanStep::Kind::kRecvFinal
+                             ? Failpoint::kAllGather
+                             : Failpoint::kReduceScatter;
+  if (FailHere(here)) {
+    context_.pool.Give(std::move(landing.scratch));
+    return FailedAt(here);
+  }
   if (!InTurn(landing)) {
     early_.emplace(std::tuple(index, chunk, ordinal_[landing.step]), std::move(landing));
     return;
@@ -171,7 +178,10 @@ void OpImpl::OnSource(uint64_t elements) {
     ready.push_back(std::move(it->second));
     it = early_.erase(it);
   }
-  for (Landing& landing : ready) Arrived(std::move(landing));
+  for (Landing& landing : ready) {
+    if (!running()) return;
+    Arrived(std::move(landing));
+  }
   if (source_ready_ == spec_.count) CompleteAlone();
   if (serial_ == 0) return;  // not started yet
   PumpAll();

@@ -82,6 +82,7 @@ void OpImpl::SendNext(uint32_t rank) {
     frame.borrows = true;
     ++borrowed_;
   } else {
+    if (FailHere(Failpoint::kQuantize)) return FailedAt(Failpoint::kQuantize);
     frame.scratch = context_.pool.Take(size);
     Encode(codec, values, count, weight, frame.scratch.data());
     payload = frame.scratch.data();

@@ -38,6 +38,15 @@ class Fd {
     return Adopt(open());
   }
 
+  // The same for calls that make two: `open` fills both and returns 0, or -1.
+  template <typename F>
+  static std::pair<Fd, Fd> OpenPair(F&& open) {
+    int ends[2] = {-1, -1};
+    std::lock_guard<std::mutex> no_fork(ForkMutex());
+    if (open(ends) != 0) return {};
+    return {Adopt(ends[0]), Adopt(ends[1])};
+  }
+
   int get() const { return fd_; }
   explicit operator bool() const { return fd_ >= 0; }
   void reset();  // closes

@@ -155,8 +155,22 @@ Fd OpenListener(const std::string& host, uint16_t port) {
   return listener;
 }
 
+// A listener of both families shows IPv4 peers as ::ffff:a.b.c.d; everybody else calls them
+// a.b.c.d.
+static void Unmap(SockAddr* address) {
+  const auto& v6 = reinterpret_cast<const sockaddr_in6&>(address->storage);
+  if (address->family() != AF_INET6 || !IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr)) return;
+  sockaddr_in v4{};
+  v4.sin_family = AF_INET;
+  v4.sin_port = v6.sin6_port;
+  std::memcpy(&v4.sin_addr, v6.sin6_addr.s6_addr + 12, sizeof v4.sin_addr);
+  address->storage = {};
+  std::memcpy(&address->storage, &v4, sizeof v4);
+  address->size = sizeof v4;
+}
+
 Fd AcceptOne(int listener, SockAddr* from) {
-  return Fd::Open([listener, from] {
+  Fd fd = Fd::Open([listener, from] {
     from->size = sizeof from->storage;
     auto* address = reinterpret_cast<sockaddr*>(&from->storage);
 #ifdef __linux__
@@ -170,6 +184,8 @@ Fd AcceptOne(int listener, SockAddr* from) {
     return fd;
 #endif
   });
+  if (fd) Unmap(from);
+  return fd;
 }
 
 Fd StartConnect(const SockAddr& to, uint16_t local_port) {
@@ -198,11 +214,36 @@ int ConnectResult(int fd) {
   return error;
 }
 
+std::pair<Fd, Fd> LocalPair() {
+  auto pair = Fd::OpenPair([](int ends[2]) {
+#ifdef __linux__
+    return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends);
+#else
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) return -1;
+    for (int i = 0; i < 2; ++i) {
+      fcntl(ends[i], F_SETFD, FD_CLOEXEC);
+      fcntl(ends[i], F_SETFL, O_NONBLOCK);
+#ifdef SO_NOSIGPIPE
+      Set(ends[i], SOL_SOCKET, SO_NOSIGPIPE, 1);
+#endif
+    }
+    return 0;
+#endif
+  });
+  if (!pair.first || !pair.second) return {};
+  return pair;
+}
+
 SockAddr LocalAddress(int fd) {
   SockAddr address;
   address.size = sizeof address.storage;
   getsockname(fd, reinterpret_cast<sockaddr*>(&address.storage), &address.size);
   return address;
+}
+
+void ResetOnClose(int fd) {
+  const linger now{.l_onoff = 1, .l_linger = 0};
+  setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
 }
 
 void TuneLinkSocket(int fd, const LinkSocketOptions& options) {
@@ -225,9 +266,7 @@ void TuneLinkSocket(int fd, const LinkSocketOptions& options) {
   const int service = options.control ? IPTOS_LOWDELAY : IPTOS_THROUGHPUT;
   Set(fd, IPPROTO_IP, IP_TOS, service);
   Set(fd, IPPROTO_IPV6, IPV6_TCLASS, service);
-#ifdef TCP_NOTSENT_LOWAT
-  if (options.control) Set(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, 64 << 10);
-#endif
+  if (options.control) LimitUnsent(fd, 64 << 10);
 #ifdef SO_NOSIGPIPE
   Set(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
 #endif
@@ -245,9 +284,12 @@ void TuneBulkSocket(int fd, const std::string& congestion) {
 
 void LimitUnsent(int fd, int bytes) {
 #ifdef TCP_NOTSENT_LOWAT
-  Set(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, bytes);
+  if (setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &bytes, sizeof bytes) == 0) return;
 #endif
-  (void)fd, (void)bytes;
+  // A LocalPair's end: all that it holds is unsent. The kernel doubles what it is told.
+  if (LocalAddress(fd).family() == AF_UNIX) {
+    Set(fd, SOL_SOCKET, SO_SNDBUF, std::max(bytes, 64 << 10) / 2);
+  }
 }
 
 std::string CongestionError(const std::string& congestion) {

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "io/fd.h"
@@ -42,7 +43,20 @@ Fd StartConnect(const SockAddr& to, uint16_t local_port);
 // What a connect that reported "writable" came to: 0 or an errno.
 int ConnectResult(int fd);
 
+// Two connected stream sockets of this machine; both empty: errno says why.
+std::pair<Fd, Fd> LocalPair();
+
 SockAddr LocalAddress(int fd);
+// Closing it resets the connection: what is unsent will not be, and its ports are free at once. A
+// punch may need the very same pair.
+void ResetOnClose(int fd);
+
+// For send: no signal when the other end is gone.
+#ifdef MSG_NOSIGNAL
+inline constexpr int kNoSignal = MSG_NOSIGNAL;
+#else
+inline constexpr int kNoSignal = 0;  // SO_NOSIGPIPE is set, and our threads block signals
+#endif
 
 struct LinkSocketOptions {
   int silence_limit_ms;  // TCP_USER_TIMEOUT lies above it
@@ -51,8 +65,8 @@ struct LinkSocketOptions {
 void TuneLinkSocket(int fd, const LinkSocketOptions& options);
 // On top, for bulk: which congestion control (empty: the system's).
 void TuneBulkSocket(int fd, const std::string& congestion);
-// How much of what is not yet on the wire the kernel takes. What it has not taken can still be
-// overtaken, or take another stream.
+// How much of what is not yet on the wire the kernel takes, of a TCP connection or a LocalPair.
+// What it has not taken can still be overtaken, or take another stream.
 void LimitUnsent(int fd, int bytes);
 // Empty if this system has that congestion control; else why not, in a sentence.
 std::string CongestionError(const std::string& congestion);

@@ -20,11 +20,7 @@ bool BlobSender::waiting() const {
 }
 
 bool BlobSender::Next(Slice* slice) {
-  for (size_t i = 0; i < blobs_.size(); ++i) {
-    // To the back of the line, so that the next slice is another blob's.
-    blobs_.push_back(std::move(blobs_.front()));
-    blobs_.pop_front();
-    Blob& blob = blobs_.back();
+  for (Blob& blob : blobs_) {
     if (blob.all_out) continue;
     const uint64_t length = std::min<uint64_t>(kBlobSlice, blob.size - blob.next);
     slice->header = BlobHeader(blob.key, blob.next, blob.size, static_cast<uint32_t>(length));

@@ -28,7 +28,8 @@ inline uint64_t BlobSize(const FrameHeader& header) {
   return uint64_t{header.tag} << 32 | header.attempt;
 }
 
-// One link's blobs on their way out. Several take turns, slice by slice.
+// One link's blobs on their way out, one after the other: whoever asked for several can use the
+// first while the last is on its way, and may still ask somebody else for the last.
 class BlobSender {
  public:
   struct Slice {

@@ -18,12 +18,17 @@ void DataPlane::BlobFailed(LinkId link, uint64_t key, const Error& why) {
 void DataPlane::SendBlob(LinkId link, uint64_t key, const uint8_t* data, uint64_t size,
                          std::function<void()> done) {
   loop_.Post([this, link, key, data, size, done = std::move(done)] {
-    Link* l = Find(link);
-    if (l == nullptr) {
+    const auto sent = [this, link, key, done] {
       if (done) done();
-      return;
-    }
-    l->blobs.Add(next_blob_++, key, data, size, done);
+      Event event;
+      event.type = Event::Type::kBlobSent;
+      event.link = link;
+      event.seq = key;
+      events_->Push(std::move(event));
+    };
+    Link* l = Find(link);
+    if (l == nullptr) return sent();
+    l->blobs.Add(next_blob_++, key, data, size, sent);
     if (!l->up) return Ask(*l);
     for (auto& stream : l->streams) stream->Kick();
   });

@@ -28,6 +28,7 @@ void ControlPlane::GrowBulk(LinkId link, int streams) {
   loop_.Post([this, link, streams] {
     const ConnectionPtr c = FindLink(link);
     if (!c || c->bulk != BulkState::kUp || c->bulk_open >= streams) return;
+    if (c->carrier) return;  // one connection carries no more for being cut finer
     c->bulk_more = std::min(streams, kMaxBulkStreams) - c->bulk_open;
     if (c->bulk_more > 0) AskForBulk(c);
   });
@@ -94,7 +95,7 @@ void ControlPlane::OnBulkWanted(const ConnectionPtr& c, const FrameHeader& heade
     if (c->bulk == (first ? BulkState::kNone : BulkState::kUp)) IssueToken(c);
     return;
   }
-  if (!c->bulk_dials.empty()) return;
+  if (c->bulk_dialling) return;
   c->bulk_more = first ? 0 : more;
   c->token.clear();
   OpenStreams(c, payload, (header.flags & kFlagPlain) && !options_.encrypt_bulk);
@@ -106,10 +107,17 @@ void ControlPlane::OpenStreams(const ConnectionPtr& c, const std::string& token,
   const int count = c->bulk_more > 0 ? c->bulk_more : options_.bulk_streams;
   c->bulk_count = std::clamp(count, 1, kMaxBulkStreams - c->bulk_open);
   c->token = token;
+  c->bulk_dialling = true;
+  if (c->carrier) return OpenLanes(c, plain);
+  if (c->relayed) {
+    return BulkOpenFailed(
+        c, Error(ErrorKind::kConfig, "bulk", "a relayed link has bulk streams only on a carrier"),
+        true);
+  }
   std::vector<std::shared_ptr<TcpDial>> dials;
   for (int i = 0; i < c->bulk_count; ++i) {
     dials.push_back(std::make_shared<TcpDial>(
-        &loop_, gate_, "", c->remote.port(), 0,
+        &loop_, gate_, TcpDialOptions{.port = c->remote.port()},
         [this, link = c->id, i, plain](Fd fd, const SockAddr& remote, const Error& why) {
           BulkConnected(link, i, plain, std::move(fd), remote, why);
         }));
@@ -130,6 +138,7 @@ void ControlPlane::BulkConnected(LinkId link, int index, bool plain, Fd fd, cons
         true);
   }
   ConnectionPtr c = NewConnection(std::move(fd), remote);
+  c->carrier = owner->carrier;
   c->bulk_of = link;
   c->bulk_index = index;
   c->tls_client = true;
@@ -222,6 +231,7 @@ void ControlPlane::BulkUp(LinkId link) {
       c->bulk = BulkState::kUp;
       c->bulk_open += c->bulk_count;
       c->bulk_more = 0;
+      c->bulk_dialling = false;
       c->bulk_dials.clear();
       c->token.clear();
     }
@@ -234,6 +244,7 @@ void ControlPlane::BulkOpenFailed(const ConnectionPtr& link, const Error& why, b
   if (link->bulk != BulkState::kOpening) return;
   link->bulk = link->bulk_open > 0 ? BulkState::kUp : BulkState::kNone;
   link->bulk_more = 0;
+  link->bulk_dialling = false;
   link->token.clear();
   for (auto& dial : link->bulk_dials) dial->Cancel();
   link->bulk_dials.clear();

@@ -254,6 +254,9 @@ void BulkStream::Write() {
     iovec parts[2 * kFramesAhead];
     const size_t count = Gather(parts, 2 * kFramesAhead);
     if (count == 0) break;
+    // On a slow line even the rest of a slice is long for a collective on another stream.
+    const bool blob = leaving_.size() == 1 && leaving_.front().kind == Out::Kind::kBlob;
+    if (blob && !owner_->BlobMayGo()) break;
     const IoResult put = stream_->Write(parts, static_cast<int>(count));
     if (put.status == IoStatus::kAgain) {
       blocked_ = true;
@@ -263,6 +266,7 @@ void BulkStream::Write() {
       return Fail(ErrorKind::kClosed, kClosedText);
     }
     sent_ += put.bytes;
+    if (blob) owner_->OnBlobBytes(put.bytes);
     while (!leaving_.empty() && sent_ >= FrameHeader::kSize + leaving_.front().header.length) {
       sent_ -= FrameHeader::kSize + leaving_.front().header.length;
       Out done = std::move(leaving_.front());

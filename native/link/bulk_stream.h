@@ -48,6 +48,9 @@ class BulkStream {
     virtual uint8_t* OnStreamHeader(BulkStream* stream, const FrameHeader& header) = 0;
     virtual void OnStreamPayload(BulkStream* stream, const FrameHeader& header) = 0;
     virtual bool NextBlobSlice(BulkStream* stream, Out* out) = 0;
+    // May a slice go on leaving? Asked only where nothing waits behind it. If not: Kick later.
+    virtual bool BlobMayGo() = 0;
+    virtual void OnBlobBytes(size_t bytes) = 0;  // of slices that left so far
     virtual void OnStreamSent(BulkStream* stream, Out& out) = 0;
     // Last call; the owner destroys the stream after it has returned.
     virtual void OnStreamFailed(BulkStream* stream, const Error& why) = 0;

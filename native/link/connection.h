@@ -4,6 +4,9 @@
 //   connect ──────────────┘      │       ├▶ kRefusal (the server will name its versions)
 //                                │       └▶ kBulkHello ─▶ handed to the data thread
 //   plain bulk ──────────────────┴───────────▲
+//   carrier ─▶ kCarrier ─▶ lane 0 of it takes the connection's place: kFirstByte
+//   "relay me" ─▶ kRelay ─▶ handed to the relay's thread
+//   "who am I?" ── kTellAddress (asked), kAskAddress (asking) ──▶ gone
 #pragma once
 
 #include <cstdint>
@@ -13,6 +16,7 @@
 
 #include "io/reactor.h"
 #include "io/socket.h"
+#include "link/carrier.h"
 #include "link/control_queue.h"
 #include "link/control_reader.h"
 #include "link/stats.h"
@@ -21,7 +25,18 @@
 
 namespace decentral {
 
-enum class Phase : uint8_t { kFirstByte, kHandshake, kRefusal, kUp, kBulkHello, kLinger };
+enum class Phase : uint8_t {
+  kFirstByte,
+  kHandshake,
+  kRefusal,
+  kUp,
+  kBulkHello,
+  kLinger,
+  kCarrier,
+  kRelay,
+  kTellAddress,
+  kAskAddress
+};
 enum class BulkState : uint8_t { kNone, kAsked, kOpening, kUp };
 
 struct Connection {
@@ -32,6 +47,9 @@ struct Connection {
   bool gone = false;  // closed; whoever still holds it must let go
   Fd fd;              // until there is a stream
   std::unique_ptr<Stream> stream;
+  std::shared_ptr<Carrier> carrier;  // what it is a lane of, if it is
+  bool relayed = false;              // remote is a relay
+  bool further_lane = false;         // not lane 0: no link of its own
   SockAddr remote;
   std::string target;       // what the user dialled, or the remote address: for sentences
   bool inbound = false;     // as events say it
@@ -43,7 +61,7 @@ struct Connection {
   // A bulk connection of our own, on its way to being handed over.
   uint64_t bulk_of = 0;  // the link
   int bulk_index = 0;
-  std::string hello;  // acceptor: what has arrived of kBulkHello
+  std::string hello;  // what has arrived of kBulkHello, or of another opening of fixed length
 
   // A link.
   PeerId peer{};
@@ -67,6 +85,7 @@ struct Connection {
   int bulk_open = 0;              // of those that are up already
   int bulk_more = 0;              // how many we want to add; 0: the default number
   uint64_t bulk_bound = 0;        // bit i: stream i has been handed over
+  bool bulk_dialling = false;     // dialer: the token came
   Clock::time_point bulk_deadline;
   std::vector<std::shared_ptr<TcpDial>> bulk_dials;
 };

@@ -5,12 +5,16 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "link/crowding.h"
+
 namespace decentral {
 namespace {
 
 constexpr uint8_t kTlsFirstByte = 0x16;                          // a handshake record
 constexpr uint8_t kPlainFirstByte = FrameHeader::kMagic & 0xff;  // a kBulkHello in the clear
 constexpr int kAcceptBatch = 64;
+constexpr char kRelayGone[] =
+    " closed the connection: the other end left it, or it relays this no more";
 constexpr int kAcceptPauseMs = 100;
 
 Clock::time_point In(int ms) { return Clock::now() + std::chrono::milliseconds(ms); }
@@ -24,7 +28,11 @@ ControlPlane::ControlPlane(const EndpointOptions& options, const TlsContext& tls
       events_(events),
       totals_(meters),
       stamp_(stamp),
-      gate_(std::make_shared<ResolverGate>(&loop_)) {
+      gate_(std::make_shared<ResolverGate>(&loop_)),
+      relay_(options.relay_max_bytes_s,
+             [this](const std::string& token, uint64_t bytes, const Error& why) {
+               RelayEnded(token, bytes, why);
+             }) {
   tick_ms_ = std::clamp(std::min({options.heartbeat_ms / 2, options.silence_limit_ms / 4,
                                   options.handshake_timeout_ms / 4}),
                         10, 250);
@@ -54,6 +62,8 @@ void ControlPlane::Stop() {
     if (listener_) loop_.Remove(listener_.get());
     listener_.reset();
   });
+  carriers_.Stop();  // with our last words
+  relay_.Stop();
   loop_.Stop();
 }
 
@@ -114,23 +124,48 @@ void ControlPlane::OnAccept() {
       }
       return;
     }
-    if (half_open_ >= options_.max_half_open) {
-      ++totals_->refused;
-      continue;
-    }
-    ConnectionPtr c = NewConnection(std::move(fd), from);
-    c->inbound = true;
-    c->half_open = true;
-    ++half_open_;
-    ++totals_->half_open;
-    Watch(c);
+    const ConnectionPtr c = Accepted(std::move(fd), from, nullptr);
+    if (!c) continue;
     for (auto& [number, dial] : dials_) {
-      if (dial.options.role_by_id && dial.connection == 0 && dial.tcp->Matches(from)) {
+      if (dial.options.role == Role::kClient || dial.connection != 0) continue;
+      if (dial.birthday && IsClient(dial.options) && dial.birthday->Matches(from)) {
+        AdoptIfSilent(c, number);
+      } else if (!dial.birthday && dial.options.relay_token.empty() && dial.tcp->Matches(from)) {
         AdoptForDial(c, number);
         break;
       }
     }
   }
+}
+
+ControlPlane::ConnectionPtr ControlPlane::Accepted(Fd fd, const SockAddr& from,
+                                                   std::shared_ptr<Carrier> carrier) {
+  if (half_open_ >= options_.max_half_open && !MakeRoom(from)) return nullptr;
+  ConnectionPtr c = NewConnection(std::move(fd), from);
+  c->further_lane = carrier != nullptr;
+  c->carrier = std::move(carrier);
+  c->inbound = true;
+  c->half_open = true;
+  ++half_open_;
+  ++totals_->half_open;
+  Watch(c);
+  return c;
+}
+
+// Lets one stranger go for another. False if all places are taken by dials of our own.
+bool ControlPlane::MakeRoom(const SockAddr& from) {
+  ++totals_->refused;
+  std::vector<Stranger> waiting;
+  for (const auto& [number, c] : connections_) {
+    const bool stranger = c->half_open && !c->shared->admitted;
+    if (stranger && c->dial == 0) waiting.push_back({number, OriginOf(c->remote)});
+  }
+  const ConnectionPtr goes = Find(WhoHasToGo(waiting, OriginOf(from)));
+  if (goes) {
+    Fail(goes, Error(ErrorKind::kSilent, "admission",
+                     goes->remote.ToString() + " was not admitted before others needed its place"));
+  }
+  return goes != nullptr;
 }
 
 void ControlPlane::Watch(const ConnectionPtr& c) {
@@ -168,6 +203,18 @@ void ControlPlane::OnIo(const ConnectionPtr& c, uint32_t events) {
     case Phase::kLinger:
       OnLinger(c);
       break;
+    case Phase::kCarrier:
+      OnCarrierPreamble(c);
+      break;
+    case Phase::kRelay:
+      OnRelayHello(c);
+      break;
+    case Phase::kTellAddress:
+      OnTellAddress(c);
+      break;
+    case Phase::kAskAddress:
+      OnAskAddress(c);
+      break;
   }
 }
 
@@ -175,15 +222,40 @@ void ControlPlane::OnFirstByte(const ConnectionPtr& c) {
   uint8_t first = 0;
   const ssize_t n = recv(c->fd.get(), &first, 1, MSG_PEEK);
   if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (n <= 0) return Drop(c);
-  if (first == kTlsFirstByte) return BeginTls(c, false, std::nullopt);
+  if (n <= 0) return HungUpEarly(c);
+  if (first == kTlsFirstByte) {
+    const auto dial = dials_.find(c->dial);
+    std::optional<PeerId> expected;
+    if (dial != dials_.end()) expected = dial->second.options.expected;
+    return BeginTls(c, false, expected);
+  }
+  if (first == kCarrierPreamble[0] && !c->carrier) {
+    c->phase = Phase::kCarrier;
+    return OnCarrierPreamble(c);
+  }
+  if (first == kRelayByte && !c->carrier) {
+    c->phase = Phase::kRelay;
+    return OnRelayHello(c);
+  }
+  if (first == kTellAddressByte && !c->carrier) {
+    c->phase = Phase::kTellAddress;
+    return OnTellAddress(c);
+  }
   if (first == kPlainFirstByte && !options_.encrypt_bulk) {
     c->stream = std::make_unique<Stream>(std::move(c->fd));
     c->phase = Phase::kBulkHello;
     return OnBulkHello(c);
   }
   ++totals_->protocol_errors;
-  Drop(c);
+  Fail(c, Error(ErrorKind::kNotDecentral, "handshake",
+                c->target + " answers, but not with TLS: is it a web server?"));
+}
+
+// Before its first byte was understood.
+void ControlPlane::HungUpEarly(const ConnectionPtr& c) {
+  Fail(c, Error(ErrorKind::kUnreachable, "handshake",
+                c->target +
+                    (c->relayed ? kRelayGone : " closed the connection before it said a word")));
 }
 
 void ControlPlane::OnHandshake(const ConnectionPtr& c) {
@@ -199,6 +271,9 @@ Error ControlPlane::HandshakeError(const Connection& c, IoStatus status) const {
   const Stream& s = *c.stream;
   if (s.verdict() != ErrorKind::kNone) {
     return Error(s.verdict(), "handshake", c.target + ": " + s.reason());
+  }
+  if (status == IoStatus::kEof && c.relayed) {
+    return Error(ErrorKind::kUnreachable, "handshake", c.target + kRelayGone);
   }
   if (status == IoStatus::kEof) {
     return Error(ErrorKind::kUnreachable, "handshake",
@@ -247,20 +322,16 @@ void ControlPlane::HandshakeDone(const ConnectionPtr& c) {
 }
 
 void ControlPlane::LinkUp(const ConnectionPtr& c) {
+  FindDialOf(c);
   c->phase = Phase::kUp;
   c->last_heard = Clock::now();
   {
     std::lock_guard<std::mutex> lock(registry_mutex_);
-    registry_[c->id] = {c->shared, c->peer, c->tls_client};
+    registry_[c->id] = {c->shared, c->peer, c->tls_client, c->carrier};
   }
   Meter(*c);
   TuneLinkSocket(c->stream->fd(), {.silence_limit_ms = options_.silence_limit_ms, .control = true});
-  if (c->dial != 0) {
-    if (const auto at = dials_.find(c->dial); at != dials_.end()) {
-      loop_.Cancel(at->second.timer);
-      dials_.erase(at);
-    }
-  }
+  if (c->dial != 0) DialDone(c->dial);
   ++totals_->links_up;
   Event event;
   event.type = Event::Type::kLinkUp;
@@ -269,6 +340,7 @@ void ControlPlane::LinkUp(const ConnectionPtr& c) {
   event.peer = c->peer;
   event.inbound = c->inbound;
   event.address = c->remote.ToString();
+  event.carrier = c->carrier != nullptr;
   event.exporter = c->stream->Exporter();
   events_->Push(std::move(event));
   UpdateInterest(*c);
@@ -331,6 +403,7 @@ LinkStats ControlPlane::Read(const LinkShared& m) {
   out.rtt_us = m.rtt_us;
   out.min_rtt_us = m.min_rtt_us;
   out.bulk_streams = m.streams;
+  out.carrier = m.carrier;
   return out;
 }
 

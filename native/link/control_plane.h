@@ -10,10 +10,13 @@
 #include <string>
 #include <unordered_map>
 
+#include "link/birthday.h"
+#include "link/carriers.h"
 #include "link/connection.h"
 #include "link/data_plane.h"
 #include "link/endpoint.h"
 #include "link/event_queue.h"
+#include "link/relay.h"
 #include "link/tls.h"
 
 namespace decentral {
@@ -31,6 +34,10 @@ class ControlPlane : public LinkPort {
   // Any thread.
   uint16_t Listen(const std::string& host, uint16_t port);
   uint64_t Dial(const DialOptions& options);
+  uint64_t Reflexive(const std::string& host, uint16_t port, uint16_t local_port, int timeout_ms);
+  uint64_t Knock(const std::string& host, uint16_t port, int timeout_ms);
+  void OfferRelay(const std::string& token, uint64_t max_bytes_s, int ttl_ms);
+  Relay& relay() { return relay_; }
   void Admit(LinkId link);
   void Refuse(LinkId link, const std::string& says);
   void Send(LinkId link, std::string message, int priority);
@@ -51,10 +58,13 @@ class ControlPlane : public LinkPort {
 
  private:
   using ConnectionPtr = std::shared_ptr<Connection>;
+  enum class Purpose : uint8_t { kLink, kReflexive, kKnock };
   struct PendingDial {
     DialOptions options;
+    Purpose purpose = Purpose::kLink;
     std::shared_ptr<TcpDial> tcp;
-    uint64_t connection = 0;  // 0: still connecting
+    std::unique_ptr<Birthday> birthday;  // in place of tcp; any connection may become the link
+    uint64_t connection = 0;             // 0: still connecting, or one of many
     Reactor::TimerId timer = 0;
   };
 
@@ -63,8 +73,11 @@ class ControlPlane : public LinkPort {
   void Watch(const ConnectionPtr& c);
   void UpdateInterest(Connection& c);
   void OnAccept();
+  bool MakeRoom(const SockAddr& from);
+  ConnectionPtr Accepted(Fd fd, const SockAddr& from, std::shared_ptr<Carrier> carrier);
   void OnIo(const ConnectionPtr& c, uint32_t events);
   void OnFirstByte(const ConnectionPtr& c);
+  void HungUpEarly(const ConnectionPtr& c);
   void OnHandshake(const ConnectionPtr& c);
   void HandshakeDone(const ConnectionPtr& c);
   Error HandshakeError(const Connection& c, IoStatus status) const;
@@ -78,12 +91,41 @@ class ControlPlane : public LinkPort {
   void Tick();
 
   // dials.cc: from an address to a connection.
-  void StartDial(uint64_t number, const DialOptions& options);
+  uint64_t Post(Purpose purpose, const DialOptions& options);
+  void StartDial(uint64_t number, Purpose purpose, const DialOptions& options);
+  bool AdoptEarlier(uint64_t number, const DialOptions& options);
   void Connected(uint64_t number, Fd fd, const SockAddr& remote, const Error& why);
   void DialExpired(uint64_t number);
   void DialFailed(uint64_t number, const Error& why);
+  void DialDone(uint64_t number);
+  bool IsClient(const DialOptions& options) const;
+  Error CheckDial(const DialOptions& options) const;
+  ConnectionPtr ConnectedFor(uint64_t number, Fd fd, const SockAddr& remote);
   void AdoptForDial(const ConnectionPtr& c, uint64_t number);
+  void FindDialOf(const ConnectionPtr& c);
+  void FailDialOf(const ConnectionPtr& c, const Error& why);
+  void Begin(const ConnectionPtr& c, const DialOptions& options);
   void BeginTls(const ConnectionPtr& c, bool client, const std::optional<PeerId>& expected);
+
+  // birthday_dials.cc: many attempts at once.
+  void StartBirthday(uint64_t number);
+  void AdoptIfSilent(const ConnectionPtr& c, uint64_t number);
+
+  // carrying.cc: links over one connection.
+  void OnCarrierPreamble(const ConnectionPtr& c);
+  bool PutOnCarrier(const ConnectionPtr& c, bool opener);  // false: the connection is gone
+  void OpenLanes(const ConnectionPtr& c, bool plain);
+
+  // relaying.cc: links through a third endpoint.
+  void OnRelayHello(const ConnectionPtr& c);
+  bool SayRelayHello(const ConnectionPtr& c, const DialOptions& options);  // false: it is gone
+  void RelayEnded(const std::string& token, uint64_t bytes, const Error& why);
+
+  // reflexive.cc: which address do others see?
+  void OnTellAddress(const ConnectionPtr& c);
+  void AskAddress(const ConnectionPtr& c);
+  void OnAskAddress(const ConnectionPtr& c);
+  void Knocked(uint64_t number, const SockAddr& remote);
 
   // control_stream.cc: frames of a link; liveness.cc: probes and heartbeats.
   void ReadFrames(const ConnectionPtr& c);
@@ -127,6 +169,8 @@ class ControlPlane : public LinkPort {
 
   Reactor loop_;
   std::shared_ptr<ResolverGate> gate_;
+  Carriers carriers_;
+  Relay relay_;
 
   // Control thread only.
   Fd listener_;
@@ -142,6 +186,7 @@ class ControlPlane : public LinkPort {
     std::shared_ptr<LinkShared> shared;
     PeerId peer;
     bool dialer;
+    std::shared_ptr<Carrier> carrier;
   };
   mutable std::mutex registry_mutex_;
   std::unordered_map<LinkId, Registered> registry_;  // guarded by registry_mutex_

@@ -227,6 +227,7 @@ void ControlPlane::Admit(LinkId link) {
     if (at == registry_.end()) return;
     if (at->second.shared->admitted.exchange(true)) return;
     at->second.shared->read_limit = UINT64_MAX;
+    if (at->second.carrier) at->second.carrier->Admit();
     data_->LinkAdmitted(link, at->second.peer, at->second.dialer, at->second.shared);
   }
   loop_.Post([this, link] {

@@ -11,6 +11,12 @@ namespace {
 // it holds arrives late, while others run dry.
 constexpr int kUnsentPerLink = 1 << 20;
 constexpr int kMinUnsent = 16 << 10;
+constexpr int kLeanUnsentPerLink = 128 << 10;
+
+int64_t NowMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
+      .count();
+}
 
 }  // namespace
 
@@ -166,9 +172,7 @@ void DataPlane::MaybeUp(Link& link) {
   const bool serves = Current(link.peer) == &link || !Current(link.peer)->up;
   for (auto& stream : link.opening) link.streams.push_back(std::move(stream));
   link.opening.clear();
-  for (auto& stream : link.streams) {
-    stream->LimitUnsent(std::max<int>(kMinUnsent, kUnsentPerLink / link.streams.size()));
-  }
+  LimitUnsent(link, link.lean);
   link.up = true;
   link.asked = false;
   const int count = static_cast<int>(link.streams.size());
@@ -180,6 +184,14 @@ void DataPlane::MaybeUp(Link& link) {
     for (auto& stream : l->streams) {
       if (stream && l->blobs.waiting()) stream->Kick();
     }
+  }
+}
+
+void DataPlane::LimitUnsent(Link& link, bool lean) {
+  link.lean = lean;
+  const int bytes = lean ? kLeanUnsentPerLink : kUnsentPerLink;
+  for (auto& stream : link.streams) {
+    stream->LimitUnsent(std::max<int>(kMinUnsent, bytes / static_cast<int>(link.streams.size())));
   }
 }
 
@@ -241,7 +253,9 @@ void DataPlane::OnStreamPayload(BulkStream* stream, const FrameHeader& header) {
 bool DataPlane::NextBlobSlice(BulkStream* stream, BulkStream::Out* out) {
   Link* link = Find(stream->link());
   BlobSender::Slice slice;
-  if (link == nullptr || !link->up || !link->blobs.Next(&slice)) return false;
+  if (link == nullptr || !link->up || !link->blobs.waiting()) return false;
+  if (!BlobMayGo() || !link->blobs.Next(&slice)) return false;
+  if (!link->lean && NowMs() >= yield_.quiet_at_ms()) LimitUnsent(*link, true);
   out->header = slice.header;
   Stamped(&out->header);
   out->payload = slice.data;
@@ -250,13 +264,21 @@ bool DataPlane::NextBlobSlice(BulkStream* stream, BulkStream::Out* out) {
   return true;
 }
 
+bool DataPlane::BlobMayGo() {
+  const int64_t now_ms = NowMs();
+  if (yield_.MayGo(now_ms)) return true;
+  KickWhenQuiet(now_ms);
+  return false;
+}
+
 void DataPlane::OnStreamSent(BulkStream* stream, BulkStream::Out& out) {
   Link* link = Find(stream->link());
   if (link == nullptr) return;
   if (out.kind == BulkStream::Out::Kind::kBlob) {
     link->blobs.Sent(out.blob);
-  } else if (out.kind == BulkStream::Out::Kind::kHandler && handler_ != nullptr) {
-    handler_->OnSent(link->peer, stream->index(), out.cookie);
+  } else if (out.kind == BulkStream::Out::Kind::kHandler) {
+    yield_.Collective(NowMs(), out.header.length);
+    if (handler_ != nullptr) handler_->OnSent(link->peer, stream->index(), out.cookie);
   }
 }
 
@@ -290,9 +312,31 @@ void DataPlane::OnStreamThrottled(BulkStream*) {
   throttled_ = true;
   loop_.After(UploadGate::kRetryMs, [this] {
     throttled_ = false;
-    for (auto& [id, link] : links_) {
-      for (auto& stream : link.streams) stream->Kick();
-    }
+    KickAll();
+  });
+}
+
+// Whoever comes first may take all that the upload gate lets through: each time another link does.
+void DataPlane::KickAll() {
+  auto first = links_.upper_bound(kicked_first_);
+  if (first == links_.end()) first = links_.begin();
+  if (first == links_.end()) return;
+  kicked_first_ = first->first;
+  auto at = first;
+  do {
+    for (auto& stream : at->second.streams) stream->Kick();
+    if (++at == links_.end()) at = links_.begin();
+  } while (at != first);
+}
+
+void DataPlane::KickWhenQuiet(int64_t now_ms) {
+  if (yielding_) return;
+  yielding_ = true;
+  // Not only then: what collectives leave over may go meanwhile.
+  const int64_t wait_ms = std::min<int64_t>(yield_.quiet_at_ms() - now_ms, 20);
+  loop_.After(static_cast<int>(std::max<int64_t>(wait_ms, 1)), [this] {
+    yielding_ = false;
+    KickAll();
   });
 }
 
@@ -308,9 +352,7 @@ void DataPlane::Watch() {
 }
 
 void DataPlane::Sample() {
-  const int64_t now_ms =
-      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
-          .count();
+  const int64_t now_ms = NowMs();
   up_meter_.Sample(now_ms, bulk_sent_);
   down_meter_.Sample(now_ms, bulk_received_);
   up_estimate_ = up_meter_.estimate();
@@ -375,12 +417,15 @@ void DataPlane::Send(const PeerId& to, int stream, const FrameHeader& header, co
   out.kind = BulkStream::Out::Kind::kHandler;
   out.cookie = cookie;
   out.priority = static_cast<uint8_t>(priority);
+  yield_.Collective(NowMs(), 0);
+  if (link->lean) LimitUnsent(*link, false);
   link->streams[stream]->Push(std::move(out));
 }
 
 void DataPlane::SendControl(const PeerId& to, const FrameHeader& header, const void* payload) {
   const Link* link = Current(to);
   if (link == nullptr) return;
+  if (header.type == FrameType::kOpReady) yield_.Collective(NowMs(), 0);
   const size_t size = std::min(header.length, kMaxOpBytes);
   port_->SendControl(
       link->id, header,

@@ -10,6 +10,7 @@
 
 #include "io/reactor.h"
 #include "link/blob.h"
+#include "link/blob_yield.h"
 #include "link/bulk_stream.h"
 #include "link/bulk_transport.h"
 #include "link/endpoint.h"
@@ -81,12 +82,16 @@ class DataPlane : public BulkTransport, private BulkStream::Owner {
     StreamTuner tuner;
     std::shared_ptr<LinkShared> shared;
     BlobSender blobs;
+    bool lean =
+        false;  // blobs alone leave: the kernel holds little that a collective must wait for
   };
 
   // BulkStream::Owner.
   uint8_t* OnStreamHeader(BulkStream* stream, const FrameHeader& header) override;
   void OnStreamPayload(BulkStream* stream, const FrameHeader& header) override;
   bool NextBlobSlice(BulkStream* stream, BulkStream::Out* out) override;
+  bool BlobMayGo() override;
+  void OnBlobBytes(size_t bytes) override { yield_.Went(bytes); }
   void OnStreamSent(BulkStream* stream, BulkStream::Out& out) override;
   void OnStreamFailed(BulkStream* stream, const Error& why) override;
   void OnStreamBytes(BulkStream* stream, uint64_t read, uint64_t written) override;
@@ -96,6 +101,9 @@ class DataPlane : public BulkTransport, private BulkStream::Owner {
   Link* Current(const PeerId& peer);
   const Link* Current(const PeerId& peer) const;
   void Ask(Link& link);
+  void KickAll();
+  void LimitUnsent(Link& link, bool lean);
+  void KickWhenQuiet(int64_t now_ms);
   void MaybeUp(Link& link);
   void CloseAll(std::vector<std::unique_ptr<BulkStream>>* streams);
   void Watch();
@@ -117,7 +125,10 @@ class DataPlane : public BulkTransport, private BulkStream::Owner {
   BlobReceiver receiver_;
   uint64_t next_blob_ = 1;
   UploadGate gate_;
-  bool throttled_ = false;  // a kick of all streams is due when the gate opens
+  bool throttled_ = false;   // a kick of all streams is due when the gate opens
+  LinkId kicked_first_ = 0;  // then, so that each link has its turn at the gate
+  BlobYield yield_;
+  bool yielding_ = false;  // a kick of all streams is due when collectives are quiet
   // While bytes move, and for a moment after.
   bool watching_ = false;
   uint64_t watched_bytes_ = 0, bulk_sent_ = 0, bulk_received_ = 0;

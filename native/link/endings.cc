@@ -17,8 +17,12 @@ void ControlPlane::Fail(const ConnectionPtr& c, Error why) {
     LeaveLink(*c, why);
   } else if (c->phase != Phase::kLinger && c->bulk_of != 0) {
     if (ConnectionPtr link = FindLink(c->bulk_of)) BulkOpenFailed(link, why, true);
-  } else if (c->phase != Phase::kLinger && c->dial != 0) {
-    DialFailed(c->dial, why);
+  } else if (c->phase != Phase::kLinger) {
+    FailDialOf(c, why);
+  }
+  if (why.kind == ErrorKind::kSilent || c->phase == Phase::kLinger) {  // nobody answers
+    if (c->carrier) c->carrier->Abort();
+    if (c->stream && !c->carrier) ResetOnClose(c->stream->fd());
   }
   Drop(c);
 }
@@ -61,7 +65,7 @@ void ControlPlane::Retire(const ConnectionPtr& c, const Error& why, const FrameH
   Error with_peer = why;
   with_peer.peer = c->peer;
   if (was_up) LeaveLink(*c, with_peer);
-  if (!was_up && c->dial != 0) DialFailed(c->dial, with_peer);
+  if (!was_up) FailDialOf(c, with_peer);
   c->phase = Phase::kLinger;
   c->deadline = Clock::now() + kLinger;
   OnLinger(c);

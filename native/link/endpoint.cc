@@ -67,6 +67,19 @@ uint16_t Endpoint::Listen(const std::string& host, uint16_t port) {
   return impl_->control.Listen(host, port);
 }
 uint64_t Endpoint::Dial(const DialOptions& options) { return impl_->control.Dial(options); }
+uint64_t Endpoint::Reflexive(const std::string& host, uint16_t port, uint16_t local_port,
+                             int timeout_ms) {
+  return impl_->control.Reflexive(host, port, local_port, timeout_ms);
+}
+uint64_t Endpoint::Knock(const std::string& host, uint16_t port, int timeout_ms) {
+  return impl_->control.Knock(host, port, timeout_ms);
+}
+void Endpoint::OfferRelay(const std::string& token, uint64_t max_bytes_s, int ttl_ms) {
+  impl_->control.OfferRelay(token, max_bytes_s, ttl_ms);
+}
+void Endpoint::EndRelay(const std::string& token) { impl_->control.relay().End(token); }
+void Endpoint::SetRelayLimit(uint64_t max_bytes_s) { impl_->control.relay().Limit(max_bytes_s); }
+std::vector<RelaySession> Endpoint::RelayStats() const { return impl_->control.relay().Stats(); }
 void Endpoint::Admit(LinkId link) { impl_->control.Admit(link); }
 void Endpoint::Refuse(LinkId link, const std::string& says) { impl_->control.Refuse(link, says); }
 void Endpoint::Send(LinkId link, std::string message, int priority) {

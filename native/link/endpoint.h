@@ -16,6 +16,7 @@
 
 #include "core/types.h"
 #include "link/bulk_transport.h"
+#include "link/relay.h"
 
 namespace decentral {
 
@@ -28,6 +29,7 @@ struct EndpointOptions {
   int max_bulk_streams = 64;          // up to so many where more of them carry more
   std::string congestion = {};        // of bulk streams: "bbr", "cubic", …; empty: the system's
   uint64_t max_upload_bytes_s = 0;    // cap on all bulk streams together; 0: none
+  uint64_t relay_max_bytes_s = 0;     // cap on all that this endpoint relays; 0: none
   bool encrypt_bulk = true;           // false: bulk bytes in the clear (trusted networks, bench)
   int handshake_timeout_ms = 5000;    // from accept/connect to admission
   int max_half_open = 256;            // connections that are not yet admitted
@@ -40,15 +42,29 @@ struct EndpointOptions {
   int heartbeat_ms = 1000;
 };
 
+// Who is the TLS client of a connection that this end dials.
+enum class Role : uint8_t {
+  kClient,  // the dialer, as usual
+  kById,    // whoever has the lower peer id: both ends of a simultaneous open say so
+  kServer,  // not the dialer: the other end, which dialled as well (both called a relay, say)
+};
+
 struct DialOptions {
   std::string host;
   uint16_t port = 0;
   bool has_expected = false;
   PeerId expected{};  // refuse anybody else
   int timeout_ms = 5000;
-  uint16_t local_port = 0;  // != 0: bind it (SO_REUSEADDR|SO_REUSEPORT), for simultaneous open
-  bool role_by_id = false;  // TLS roles by peer-id order (lower id: client) instead of by dialer;
-                            // needs `expected`. Both ends of a simultaneous open set it.
+  uint16_t local_port = 0;    // != 0: bind it (SO_REUSEADDR|SO_REUSEPORT), for simultaneous open
+  Role role = Role::kClient;  // kById and kServer need `expected`
+  // Birthday punching (see link/birthday.h), with role kById and the host's address in digits. The
+  // first link that comes up among all that connect, or come in, is the dial's.
+  int sockets = 1;               // > 1: so many to host:port, from fresh ports
+  int spray = 0;                 // > 0: from local_port to so many other ports of host, at random
+  std::string relay_token = {};  // 32 bytes: host:port is a relay, and this is what it knows us by
+  uint8_t relay_side = 0;        // 0 or 1: the other end says the other
+  bool carrier = false;  // the TLS client puts all streams of the link on this one connection; its
+                         // server need not know beforehand
 };
 
 struct Event {
@@ -60,13 +76,19 @@ struct Event {
     kProbeAck,    // seq, incarnation, progress, rtt_us
     kBlob,        // seq: blob key; the posted buffer is full
     kBlobFailed,  // seq: blob key; error says why
+    kBlobSent,    // seq: blob key; it has left, or never will: its memory is free
+    kReflexive,   // dial: of Reflexive; address: ours, as the other end sees it
+    kKnocked,     // dial: of Knock; somebody took the connection
+    kRelayEnded,  // exporter: the token; seq: bytes relayed, both ways; error: why, if not at the
+                  // wish of both sides
   };
   Type type{};
   LinkId link = 0;
   uint64_t dial = 0;  // the Dial call it stems from; 0: inbound
   PeerId peer{};
-  bool inbound = false;
+  bool inbound = false;  // true on exactly one end of a link: that of the TLS server
   std::string address;   // kLinkUp: remote "host:port"
+  bool carrier = false;  // kLinkUp: all its streams share one connection (see link/carrier.h)
   std::string exporter;  // kLinkUp: 32 bytes of keying material (RFC 9266), same on both ends
   std::string data;
   uint64_t seq = 0;
@@ -83,6 +105,7 @@ struct LinkStats {
   uint64_t rtt_us = 0;        // smoothed, from heartbeats and probes
   uint64_t min_rtt_us = 0;    // the smallest of them: the path without load
   int bulk_streams = 0;
+  bool carrier = false;
 };
 
 // Bytes per second, all bulk streams together, at the best of times lately; 0: not known.
@@ -108,6 +131,18 @@ class Endpoint {
   uint16_t Listen(const std::string& host, uint16_t port);
   // Answers later with kLinkUp or kDialFailed that carry the returned number.
   uint64_t Dial(const DialOptions&);
+  // Asks another endpoint for the address that it sees this one come from, from local_port if that
+  // is not 0. Answers with kReflexive or kDialFailed.
+  uint64_t Reflexive(const std::string& host, uint16_t port, uint16_t local_port, int timeout_ms);
+  // Does that address let a stranger in? Connects from a fresh port and hangs up without a word.
+  // Answers with kKnocked or kDialFailed.
+  uint64_t Knock(const std::string& host, uint16_t port, int timeout_ms);
+  // Relay for others: two connections that show this token (32 bytes), sides 0 and 1, are spliced
+  // if they come within ttl_ms. kRelayEnded follows, once per offer.
+  void OfferRelay(const std::string& token, uint64_t max_bytes_s, int ttl_ms);
+  void EndRelay(const std::string& token);
+  void SetRelayLimit(uint64_t max_bytes_s);  // as relay_max_bytes_s, from now on
+  std::vector<RelaySession> RelayStats() const;
   // The layer above has checked the other end's credential: lift the limits, start heartbeats.
   void Admit(LinkId);
   // Send a kRefuse frame with one sentence, then close: the other end gets kLinkDown(kRefused).

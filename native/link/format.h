@@ -9,6 +9,15 @@
 
 namespace decentral {
 
+// The first byte of a connection that wants to be relayed; a token and a side follow.
+inline constexpr uint8_t kRelayByte = 0x03;
+inline constexpr uint32_t kRelayTokenBytes = 32;
+// The first byte of a connection that wants to know the caller's address, which is followed by
+// zeros: no shorter than a small answer, so that nobody makes us send more than they did.
+inline constexpr uint8_t kTellAddressByte = 0x04;
+inline constexpr uint32_t kTellAddressBytes = 16;
+inline constexpr uint32_t kMaxAddressText = 63;
+
 // kMessage: further slices of this message follow. The tag is the priority.
 inline constexpr uint8_t kFlagMore = 1;
 // kProbe, kProbeAck: a heartbeat, of no interest to the layer above.

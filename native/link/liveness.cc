@@ -4,6 +4,9 @@
 namespace decentral {
 namespace {
 
+// Incarnations count one by one. Several claims of peer/fields.py's LEAP are still answered.
+constexpr uint32_t kIncarnationLeap = 1 << 24;
+
 uint64_t NowUs() {
   return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now().time_since_epoch())
       .count();
@@ -66,9 +69,11 @@ void ControlPlane::OnProbe(const ConnectionPtr& c, const FrameHeader& header,
                            const std::string& payload) {
   uint32_t mine = incarnation_.load();
   if (c->shared->admitted && !(header.flags & kFlagHeartbeat)) {
-    // Suspected under our present name: take a higher one, which refutes it.
-    while (header.attempt >= mine && mine != UINT32_MAX) {
-      const uint32_t higher = header.attempt == UINT32_MAX ? UINT32_MAX : header.attempt + 1;
+    // Suspected under our present name: take a higher one, which refutes it. Who names one far
+    // above ours wants us to run out of names.
+    while (header.attempt >= mine && header.attempt - mine < kIncarnationLeap &&
+           header.attempt != UINT32_MAX) {
+      const uint32_t higher = header.attempt + 1;
       if (incarnation_.compare_exchange_weak(mine, higher)) mine = higher;
     }
   }

@@ -18,6 +18,7 @@ struct LinkShared {
   std::atomic<uint64_t> rtt_us{0};       // smoothed
   std::atomic<uint64_t> min_rtt_us{0};   // of the path without load; 0: not known
   std::atomic<int> streams{0};
+  std::atomic<bool> carrier{false};
 };
 
 struct EndpointMeters {

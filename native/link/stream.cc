@@ -8,14 +8,10 @@
 #include <cerrno>
 #include <cstring>
 
+#include "io/socket.h"
+
 namespace decentral {
 namespace {
-
-#ifdef MSG_NOSIGNAL
-constexpr int kSendFlags = MSG_NOSIGNAL;
-#else
-constexpr int kSendFlags = 0;  // SO_NOSIGPIPE is set, and our threads block signals
-#endif
 
 constexpr size_t kRecord = 16 << 10;  // TLS's largest
 constexpr size_t kBulkGather = 128 << 10;
@@ -111,7 +107,7 @@ ssize_t Stream::SendSome(const iovec* parts, int count) {
   message.msg_iov = const_cast<iovec*>(parts);
   message.msg_iovlen = count;
   throttled_ = false;
-  if (gate_ == nullptr) return sendmsg(fd_.get(), &message, kSendFlags);
+  if (gate_ == nullptr) return sendmsg(fd_.get(), &message, kNoSignal);
   size_t allowance = gate_->Allowance(std::chrono::steady_clock::now());
   if (allowance == 0) {
     throttled_ = true;
@@ -126,7 +122,7 @@ ssize_t Stream::SendSome(const iovec* parts, int count) {
     allowance -= some[i].iov_len;
     ++message.msg_iovlen;
   }
-  const ssize_t n = sendmsg(fd_.get(), &message, kSendFlags);
+  const ssize_t n = sendmsg(fd_.get(), &message, kNoSignal);
   if (n > 0) gate_->Spend(n);
   return n;
 }

@@ -13,7 +13,10 @@ namespace {
 constexpr int kHeadStartMs = 250;
 constexpr int kPunchAgainMs = 20;
 
-std::string Sentence(const std::string& target, int error) {
+std::string Sentence(const std::string& target, int error, uint16_t local_port) {
+  if (local_port != 0 && (error == EADDRNOTAVAIL || error == EADDRINUSE)) {
+    return "port " + std::to_string(local_port) + " is connected to " + target + " already";
+  }
   switch (error) {
     case ECONNREFUSED:
       return target + " refused the connection: nothing listens there";
@@ -29,24 +32,22 @@ std::string Sentence(const std::string& target, int error) {
 
 }  // namespace
 
-TcpDial::TcpDial(Reactor* reactor, std::shared_ptr<ResolverGate> gate, std::string host,
-                 uint16_t port, uint16_t local_port, Done done)
+TcpDial::TcpDial(Reactor* reactor, std::shared_ptr<ResolverGate> gate, TcpDialOptions options,
+                 Done done)
     : reactor_(reactor),
       gate_(std::move(gate)),
-      host_(std::move(host)),
-      target_(HostPort(host_, port)),
-      port_(port),
-      local_port_(local_port),
+      options_(std::move(options)),
+      target_(HostPort(options_.host, options_.port)),
       done_(std::move(done)) {}
 
 TcpDial::~TcpDial() { Cancel(); }
 
 void TcpDial::Start() {
-  if (auto literal = ParseLiteral(host_, port_)) return Resolved({*literal}, "");
+  if (auto literal = ParseLiteral(options_.host, options_.port)) return Resolved({*literal}, "");
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::thread([weak = weak_from_this(), gate = gate_, host = host_, port = port_] {
+  std::thread([weak = weak_from_this(), gate = gate_, host = options_.host, port = options_.port] {
     std::string why;
     auto addresses = Resolve(host, port, &why);
     gate->Post([weak, addresses = std::move(addresses), why] {
@@ -73,7 +74,7 @@ void TcpDial::Resolved(std::vector<SockAddr> addresses, const std::string& why) 
   if (addresses.empty()) {
     return Finish(Fd(), {},
                   Error(ErrorKind::kUnreachable, "dial",
-                        "the name '" + host_ + "' does not resolve to an address: " + why));
+                        "the name '" + options_.host + "' does not resolve to an address: " + why));
   }
   addresses_ = std::move(addresses);
   TryNext();
@@ -84,7 +85,7 @@ void TcpDial::TryNext() {
   timer_ = 0;
   if (!done_ || next_ >= addresses_.size()) return;
   const SockAddr to = addresses_[next_++];
-  Fd fd = StartConnect(to, local_port_);
+  Fd fd = StartConnect(to, options_.local_port);
   if (!fd) return AttemptFailed(errno, to);
   const int raw = fd.get();
   attempts_.push_back({std::move(fd), to});
@@ -116,7 +117,7 @@ void TcpDial::Writable(int fd) {
 }
 
 void TcpDial::AttemptFailed(int error, const SockAddr& to) {
-  if (local_port_ != 0) {
+  if (options_.patient) {
     // Until the caller's timeout: refused now may be a simultaneous open in a moment, and
     // EADDRNOTAVAIL says that this very connection is on its way in.
     if (timer_ == 0) {
@@ -130,8 +131,8 @@ void TcpDial::AttemptFailed(int error, const SockAddr& to) {
     return;
   }
   const std::string at =
-      ParseLiteral(host_, port_) ? target_ : target_ + " (" + to.ToString() + ")";
-  last_error_ = Error(ErrorKind::kUnreachable, "dial", Sentence(at, error));
+      ParseLiteral(options_.host, options_.port) ? target_ : target_ + " (" + to.ToString() + ")";
+  last_error_ = Error(ErrorKind::kUnreachable, "dial", Sentence(at, error, options_.local_port));
   if (next_ < addresses_.size()) return TryNext();
   if (attempts_.empty()) Finish(Fd(), to, last_error_);
 }

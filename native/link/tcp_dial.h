@@ -1,6 +1,6 @@
 // Gets one TCP connection to a host: resolves its name off the loop, tries its addresses with a
-// head start of 250 ms each, keeps the first that connects. With a local port (a simultaneous
-// open) it tries again when refused, because the other end may only be about to start.
+// head start of 250 ms each, keeps the first that connects. In a simultaneous open it tries again
+// when refused, because the other end may only be about to start.
 #pragma once
 
 #include <functional>
@@ -33,13 +33,19 @@ class ResolverGate {
   Reactor* reactor_;  // guarded by mutex_
 };
 
+struct TcpDialOptions {
+  std::string host = {};
+  uint16_t port = 0;
+  uint16_t local_port = 0;  // 0: any
+  bool patient = false;     // a simultaneous open: being refused is no answer
+};
+
 class TcpDial : public std::enable_shared_from_this<TcpDial> {
  public:
   // Called once, on the loop's thread: a connected socket, or an error.
   using Done = std::function<void(Fd, const SockAddr& remote, const Error&)>;
 
-  TcpDial(Reactor* reactor, std::shared_ptr<ResolverGate> gate, std::string host, uint16_t port,
-          uint16_t local_port, Done done);
+  TcpDial(Reactor* reactor, std::shared_ptr<ResolverGate> gate, TcpDialOptions options, Done done);
   ~TcpDial();
   void Start();
   void StartAt(const SockAddr& address) { Resolved({address}, ""); }
@@ -64,8 +70,8 @@ class TcpDial : public std::enable_shared_from_this<TcpDial> {
 
   Reactor* const reactor_;
   const std::shared_ptr<ResolverGate> gate_;
-  const std::string host_, target_;
-  const uint16_t port_, local_port_;
+  const TcpDialOptions options_;
+  const std::string target_;
   Done done_;  // empty: finished or cancelled
   std::vector<SockAddr> addresses_;
   size_t next_ = 0;

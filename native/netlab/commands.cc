@@ -47,7 +47,8 @@ std::string Stats(const LineSwitch& lines) {
         << ", \"delivered_packets\": " << c.delivered_packets
         << ", \"delivered_bytes\": " << c.delivered_bytes << ", \"dropped_up\": " << c.dropped_up
         << ", \"dropped_down\": " << c.dropped_down << ", \"lost\": " << c.lost
-        << ", \"cut\": " << c.cut << ", \"astray\": " << c.astray << "}";
+        << ", \"cut\": " << c.cut << ", \"blocked\": " << c.blocked
+        << ", \"corrupted\": " << c.corrupted << ", \"astray\": " << c.astray << "}";
   }
   out << "]}";
   return out.str();
@@ -83,11 +84,27 @@ std::string Obey(LineSwitch& lines, const std::vector<std::string>& words) {
       for (const int to : Hosts(lines, words[2])) lines.SetDelay(from, to, ns);
     }
   } else if (verb == "loss") {
-    takes(1);
-    lines.SetLoss(Number(words[1], 1));
+    if (words.size() == 2) {
+      lines.SetLoss(Number(words[1], 1));
+    } else {
+      takes(2);
+      const double probability = Number(words[2], 1);
+      for (const int host : Hosts(lines, words[1])) lines.SetLoss(host, probability);
+    }
+  } else if (verb == "corrupt") {
+    takes(2);
+    const double probability = Number(words[2], 1);
+    for (const int host : Hosts(lines, words[1])) lines.SetCorruption(host, probability);
   } else if (verb == "cut" || verb == "heal") {
     takes(1);
     for (const int host : Hosts(lines, words[1])) lines.SetCut(host, verb == "cut");
+  } else if (verb == "block") {
+    takes(3);
+    const bool on = words[3] == "on";
+    if (!on && words[3] != "off") throw std::invalid_argument("a block is on or off");
+    for (const int from : Hosts(lines, words[1])) {
+      for (const int to : Hosts(lines, words[2])) lines.SetBlocked(from, to, on);
+    }
   } else {
     throw std::invalid_argument("there is no command '" + verb + "'");
   }

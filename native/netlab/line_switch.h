@@ -1,8 +1,8 @@
-// A switch whose lines have a rate, a delay and a loss. Pure: no sockets, no clock.
+// A switch whose lines have a rate, a delay, a loss and worse. Pure: no sockets, no clock.
 //
-//   host A ──▶ [up: rate, ≤ queue] ── loss? ── delay(A→B) ──▶ [down of B: rate, ≤ queue] ──▶ host B
-//                      │ full                                          │ full
-//                      ▼ drop                                          ▼ drop
+//   A ──▶ [up: rate, ≤ queue] ── loss? flip? ── delay(A→B) ──▶ [down of B: rate, ≤ queue] ──▶ B
+//                  │ full                                               │ full
+//                  ▼ drop                                               ▼ drop
 //
 // A queue at a constant rate needs no queue: when a packet comes, it is known when it will leave.
 // So a packet is two entries in one heap of events (it reaches B's queue; it is delivered), and
@@ -35,6 +35,7 @@ struct HostCounters {
   uint64_t delivered_packets = 0, delivered_bytes = 0;  // reached the host
   uint64_t dropped_up = 0, dropped_down = 0;            // queue full
   uint64_t lost = 0, cut = 0, astray = 0;               // by chance; cable cut; no such destination
+  uint64_t blocked = 0, corrupted = 0;                  // of those that came from the host
 };
 
 class LineSwitch {
@@ -65,6 +66,9 @@ class LineSwitch {
   void SetQueue(int host, int64_t ns) { hosts_[host].queue_ns = ns; }
   void SetDelay(int from, int to, int64_t ns) { delay_ns_[from * hosts_.size() + to] = ns; }
   void SetLoss(double probability) { loss_ = probability; }
+  void SetLoss(int host, double probability) { hosts_[host].loss = probability; }
+  void SetCorruption(int host, double probability) { hosts_[host].corruption = probability; }
+  void SetBlocked(int from, int to, bool on) { blocked_[from * hosts_.size() + to] = on; }
   void SetCut(int host, bool cut) { hosts_[host].cut = cut; }
 
   const HostCounters& Counters(int host) const { return hosts_[host].counters; }
@@ -74,6 +78,7 @@ class LineSwitch {
     uint32_t address = 0;
     Shaper up, down;
     int64_t queue_ns = 50'000'000;
+    double loss = 0, corruption = 0;  // of what it sends and of what it gets
     bool cut = false;
     HostCounters counters;
   };
@@ -92,13 +97,16 @@ class LineSwitch {
 
   uint8_t* At(uint32_t packet) { return bytes_.get() + size_t{packet} * kMaxPacket; }
   int FindHost(uint32_t address) const;
+  uint64_t Random();
   bool Chance(double probability);
+  bool Corrupt(uint8_t* ip, size_t size);  // false: there is no TCP payload in it
   void Push(int64_t at, uint32_t packet);
   void Free(uint32_t packet) { free_.push_back(packet); }
 
   std::vector<Host> hosts_;
   std::vector<int64_t> delay_ns_;    // [from][to]
   std::vector<int64_t> reached_ns_;  // [from][to]: a shorter delay lets nobody overtake
+  std::vector<bool> blocked_;        // [from][to]
   double loss_ = 0;
   uint64_t random_;
   std::unique_ptr<uint8_t[]> bytes_;  // never zeroed: only what was used is resident

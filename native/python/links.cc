@@ -20,8 +20,23 @@ const char* TypeName(Event::Type type) {
       return "blob";
     case Event::Type::kBlobFailed:
       return "blob-failed";
+    case Event::Type::kBlobSent:
+      return "blob-sent";
+    case Event::Type::kReflexive:
+      return "reflexive";
+    case Event::Type::kKnocked:
+      return "knocked";
+    case Event::Type::kRelayEnded:
+      return "relay-ended";
   }
   return "";
+}
+
+Role ParseRole(const std::string& name) {
+  if (name == "client") return Role::kClient;
+  if (name == "by-id") return Role::kById;
+  if (name == "server") return Role::kServer;
+  throw nb::value_error(("role: client, by-id or server, not '" + name + "'").c_str());
 }
 
 }  // namespace
@@ -34,6 +49,7 @@ void BindLinks(nb::module_& m) {
       .def_prop_ro("peer", [](const Event& e) { return ToBytes(e.peer); })
       .def_ro("inbound", &Event::inbound)
       .def_ro("address", &Event::address)
+      .def_ro("carrier", &Event::carrier)
       .def_prop_ro("exporter", [](const Event& e) { return ToBytes(e.exporter); })
       .def_prop_ro("data", [](const Event& e) { return ToBytes(e.data); })
       .def_ro("seq", &Event::seq)
@@ -52,7 +68,17 @@ void BindLinks(nb::module_& m) {
       .def_ro("queued_bytes", &LinkStats::queued_bytes)
       .def_ro("rtt_us", &LinkStats::rtt_us)
       .def_ro("min_rtt_us", &LinkStats::min_rtt_us)
-      .def_ro("bulk_streams", &LinkStats::bulk_streams);
+      .def_ro("bulk_streams", &LinkStats::bulk_streams)
+      .def_ro("carrier", &LinkStats::carrier);
+
+  nb::class_<RelaySession>(m, "RelaySession")
+      .def_prop_ro(
+          "token", [](const RelaySession& s) { return ToBytes(s.token); }, "Its first 8 bytes.")
+      .def_prop_ro(
+          "bytes", [](const RelaySession& s) { return std::tuple(s.bytes[0], s.bytes[1]); },
+          "Taken from side 0, from side 1.")
+      .def_ro("age_s", &RelaySession::age_s)
+      .def_ro("spliced", &RelaySession::spliced);
 
   nb::class_<EndpointCounters>(m, "EndpointCounters")
       .def_ro("links_up", &EndpointCounters::links_up)
@@ -68,7 +94,8 @@ void BindLinks(nb::module_& m) {
           [](PyEndpoint* self, const nb::bytes& seed, const std::vector<uint16_t>& versions,
              int bulk_streams, bool encrypt_bulk, int handshake_timeout_ms, int max_half_open,
              uint32_t max_unadmitted_bytes, int silence_limit_ms, int heartbeat_ms,
-             int max_bulk_streams, const std::string& congestion, uint64_t max_upload_bytes_s) {
+             int max_bulk_streams, const std::string& congestion, uint64_t max_upload_bytes_s,
+             uint64_t relay_max_bytes_s) {
             EndpointOptions o;
             o.seed = FromBytes(seed, "the key's seed");
             o.versions = versions;
@@ -82,12 +109,14 @@ void BindLinks(nb::module_& m) {
             o.max_bulk_streams = std::max(bulk_streams, max_bulk_streams);
             o.congestion = congestion;
             o.max_upload_bytes_s = max_upload_bytes_s;
+            o.relay_max_bytes_s = relay_max_bytes_s;
             new (self) PyEndpoint(o);
           },
           "seed"_a, nb::kw_only(), "versions"_a = std::vector<uint16_t>{1}, "bulk_streams"_a = 2,
           "encrypt_bulk"_a = true, "handshake_timeout_ms"_a = 5000, "max_half_open"_a = 256,
           "max_unadmitted_bytes"_a = 64 << 10, "silence_limit_ms"_a = 5000, "heartbeat_ms"_a = 1000,
-          "max_bulk_streams"_a = 64, "congestion"_a = "", "max_upload_bytes_s"_a = 0)
+          "max_bulk_streams"_a = 64, "congestion"_a = "", "max_upload_bytes_s"_a = 0,
+          "relay_max_bytes_s"_a = 0)
       .def_prop_ro("id", [](PyEndpoint& e) { return ToBytes(e.get().id()); })
       .def(
           "listen",
@@ -100,7 +129,8 @@ void BindLinks(nb::module_& m) {
           "dial",
           [](PyEndpoint& e, const std::string& host, uint16_t port,
              std::optional<nb::bytes> expected, int timeout_ms, uint16_t local_port,
-             bool role_by_id) {
+             const std::string& role, bool carrier, const nb::bytes& relay_token,
+             uint8_t relay_side, int sockets, int spray) {
             DialOptions o;
             o.host = host;
             o.port = port;
@@ -108,11 +138,52 @@ void BindLinks(nb::module_& m) {
             if (expected) o.expected = FromBytes(*expected, "the expected peer's id");
             o.timeout_ms = timeout_ms;
             o.local_port = local_port;
-            o.role_by_id = role_by_id;
+            o.role = ParseRole(role);
+            o.carrier = carrier;
+            o.relay_token.assign(relay_token.c_str(), relay_token.size());
+            o.relay_side = relay_side;
+            o.sockets = sockets;
+            o.spray = spray;
             return e.get().Dial(o);
           },
           "host"_a, "port"_a, nb::kw_only(), "expected"_a = nb::none(), "timeout_ms"_a = 5000,
-          "local_port"_a = 0, "role_by_id"_a = false)
+          "local_port"_a = 0, "role"_a = "client", "carrier"_a = false,
+          "relay_token"_a = nb::bytes("", 0), "relay_side"_a = 0, "sockets"_a = 1, "spray"_a = 0)
+      .def(
+          "reflexive",
+          [](PyEndpoint& e, const std::string& host, uint16_t port, uint16_t local_port,
+             int timeout_ms) { return e.get().Reflexive(host, port, local_port, timeout_ms); },
+          "host"_a, "port"_a, nb::kw_only(), "local_port"_a = 0, "timeout_ms"_a = 2000,
+          "Ask an endpoint which address it sees; a reflexive or dial-failed event follows.")
+      .def(
+          "knock",
+          [](PyEndpoint& e, const std::string& host, uint16_t port, int timeout_ms) {
+            return e.get().Knock(host, port, timeout_ms);
+          },
+          "host"_a, "port"_a, nb::kw_only(), "timeout_ms"_a = 2000,
+          "Connect as a stranger and hang up; a knocked or dial-failed event follows.")
+      .def(
+          "offer_relay",
+          [](PyEndpoint& e, const nb::bytes& token, uint64_t max_bytes_s, int ttl_ms) {
+            e.get().OfferRelay(std::string(token.c_str(), token.size()), max_bytes_s, ttl_ms);
+          },
+          "token"_a, nb::kw_only(), "max_bytes_s"_a = 0, "ttl_ms"_a = 10000,
+          "Splice the two connections that show this token; a relay-ended event follows.")
+      .def(
+          "end_relay",
+          [](PyEndpoint& e, const nb::bytes& token) {
+            e.get().EndRelay(std::string(token.c_str(), token.size()));
+          },
+          "token"_a)
+      .def(
+          "set_relay_limit",
+          [](PyEndpoint& e, uint64_t max_bytes_s) { e.get().SetRelayLimit(max_bytes_s); },
+          "max_bytes_s"_a, "Cap on all that is relayed, shared evenly; 0: none.")
+      .def("relay_stats",
+           [](PyEndpoint& e) {
+             nb::gil_scoped_release release;
+             return e.get().RelayStats();
+           })
       .def(
           "admit", [](PyEndpoint& e, LinkId link) { e.get().Admit(link); }, "link"_a)
       .def(
@@ -147,7 +218,7 @@ void BindLinks(nb::module_& m) {
           },
           "run"_a, "lineage"_a, "epoch"_a)
       .def("send_blob", &PyEndpoint::SendBlob, "link"_a, "key"_a, "data"_a,
-           "Send a uint8 array; it is borrowed until it has left.")
+           "Send a uint8 array; it is borrowed until it has left, and a blob-sent event follows.")
       .def("post_blob", &PyEndpoint::PostBlob, "link"_a, "key"_a, "into"_a,
            "Receive into a writable uint8 array; a blob or blob-failed event follows.")
       .def("cancel_blob", &PyEndpoint::CancelBlob, "key"_a)

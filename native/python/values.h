@@ -75,11 +75,19 @@ inline const char* KindName(ErrorKind kind) {
   return "none";
 }
 
+// Words may come from another peer, or be cut in the middle of a character: not all are UTF-8.
+inline nb::str ToText(const std::string& s) {
+  PyObject* text =
+      PyUnicode_DecodeUTF8(s.data(), static_cast<Py_ssize_t>(s.size()), "backslashreplace");
+  if (text == nullptr) throw nb::python_error();
+  return nb::steal<nb::str>(text);
+}
+
 // (kind, phase, peer, text): what Python code turns into a typed error with a peer's name.
-using ErrorTuple = std::tuple<std::string, std::string, nb::bytes, std::string>;
+using ErrorTuple = std::tuple<std::string, nb::str, nb::bytes, nb::str>;
 inline std::optional<ErrorTuple> ToTuple(const Error& e) {
   if (!e) return std::nullopt;
-  return ErrorTuple{KindName(e.kind), e.phase, ToBytes(e.peer), e.text};
+  return ErrorTuple{KindName(e.kind), ToText(e.phase), ToBytes(e.peer), ToText(e.text)};
 }
 
 // Throws what names all codecs that there are.
@@ -90,5 +98,6 @@ void BindLinks(nb::module_& m);
 void BindCodecs(nb::module_& m);
 void BindCollectives(nb::module_& m);
 void BindKernels(nb::module_& m);
+void BindFailpoints(nb::module_& m);
 
 }  // namespace decentral

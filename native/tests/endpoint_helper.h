@@ -22,6 +22,15 @@
 
 namespace decentral::test {
 
+// Some tests are built a second time, with every link on a carrier.
+#ifdef DECENTRAL_TEST_OVER_CARRIERS
+inline constexpr bool kOverCarriers = true;
+#else
+inline constexpr bool kOverCarriers = false;
+#endif
+// The first carrier starts a thread, which stays.
+inline constexpr int kCarrierThreadFds = kOverCarriers ? 2 : 0;
+
 inline EndpointOptions Options(uint8_t seed) {
   EndpointOptions options;
   options.seed.fill(seed);
@@ -67,7 +76,7 @@ class Node {
     }
   }
   uint64_t Dial(uint16_t port, const std::string& host = "127.0.0.1") {
-    return endpoint.Dial({.host = host, .port = port});
+    return endpoint.Dial({.host = host, .port = port, .carrier = kOverCarriers});
   }
 
   Endpoint endpoint;

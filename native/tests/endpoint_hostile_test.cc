@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "link/crowding.h"
 #include "link/tls.h"
 #include "tests/endpoint_helper.h"
 #include "wire/frame.h"
@@ -141,6 +142,45 @@ TEST(garbage_instead_of_tls_is_dropped) {
   CHECK(Eventually([&] { return b.endpoint.Counters().half_open == 0; }));
 }
 
+TEST(who_asks_for_its_address_in_other_words_gets_nothing) {
+  Node b(2);
+  const uint16_t port = b.endpoint.Listen("127.0.0.1", 0);
+  const std::string asks = "\x04" + std::string(15, '\0');
+  for (const std::string& bytes : {"\x04" + std::string(15, 'x'), asks + asks}) {
+    RawSocket raw = RawSocket::Connect(port);
+    raw.Write(bytes);
+    CHECK(raw.SeesClose());
+  }
+  CHECK(b.endpoint.Counters().protocol_errors == 2);
+  CHECK(Eventually([&] { return b.endpoint.Counters().half_open == 0; }));
+}
+
+TEST(an_answer_that_is_no_address_is_not_passed_on) {
+  for (const std::string& answer :
+       {std::string("\x0bnot.a:place"), std::string("\xff", 1) + std::string(255, 'a'),
+        std::string("\x0c"
+                    "10.0.0.1:080",
+                    13),
+        std::string("\x0b"
+                    "10.0.0.1:0\n",
+                    12),
+        std::string()}) {
+    uint16_t port;
+    RawSocket listener = RawSocket::Listen(&port);
+    std::thread server([&] {
+      RawSocket client = listener.Accept();
+      client.Write(answer);
+      shutdown(client.fd(), SHUT_WR);
+      client.SeesClose();
+    });
+    Node a(1);
+    a.endpoint.Reflexive("127.0.0.1", port, 0, 2000);
+    const ErrorKind kind = a.Wait(Type::kDialFailed).error.kind;
+    CHECK(kind == (answer.empty() ? ErrorKind::kUnreachable : ErrorKind::kNotDecentral));
+    server.join();
+  }
+}
+
 TEST(garbage_inside_tls_ends_the_link) {
   for (const bool admit : {true, false}) {
     CHECK(EndOf([](Rogue& r) { r.Write(std::string(200, 'g')); }, admit) == ErrorKind::kProtocol);
@@ -223,11 +263,27 @@ TEST(half_open_connections_are_limited) {
     std::vector<RawSocket> crowd;
     for (int i = 0; i < 4; ++i) crowd.push_back(RawSocket::Connect(port));
     CHECK(Eventually([&] { return b.endpoint.Counters().half_open == 4; }));
-    CHECK(RawSocket::Connect(port).SeesClose());
-    CHECK(b.endpoint.Counters().refused == 1);
+    const RawSocket fifth = RawSocket::Connect(port);
+    CHECK(crowd[0].SeesClose());  // the oldest makes room
+    CHECK(b.endpoint.Counters().refused == 1 && b.endpoint.Counters().half_open == 4);
+    Connect(a, b, port);  // while they all still sit there
   }
   CHECK(Eventually([&] { return b.endpoint.Counters().half_open == 0; }));
-  Connect(a, b, port);  // room again
+}
+
+TEST(a_crowd_drives_out_itself) {
+  const auto from = [](const char* host) { return OriginOf(*ParseLiteral(host, 1)); };
+  const Origin crowd = from("192.0.2.1"), guest = from("192.0.2.2");
+  CHECK(crowd != guest && crowd == from("::ffff:192.0.2.1"));
+  CHECK(from("2001:db8::1") == from("2001:db8::2"));
+  CHECK(from("2001:db8:0:1::1") != from("2001:db8::1"));
+  const std::vector<Stranger> waiting{{1, guest}, {3, crowd}, {2, crowd}, {4, crowd}};
+  CHECK(WhoHasToGo(waiting, crowd) == 2);
+  CHECK(WhoHasToGo(waiting, guest) == 2);
+  CHECK(WhoHasToGo(waiting, from("192.0.2.3")) == 2);
+  CHECK(WhoHasToGo({{1, guest}, {2, crowd}}, crowd) == 2);  // two of them, with the newcomer
+  CHECK(WhoHasToGo({{1, guest}, {2, crowd}}, from("192.0.2.3")) == 1);
+  CHECK(WhoHasToGo({}, crowd) == 0);
 }
 
 TEST(a_receiver_that_does_not_read_is_dropped_at_the_limit) {

@@ -167,6 +167,11 @@ TEST(probe_refutes_suspicion_and_carries_progress) {
   ack = a.Wait(Type::kProbeAck);
   CHECK(ack.seq == 78 && ack.incarnation == 6 && b.endpoint.incarnation() == 6);
   CHECK(a.endpoint.Stats(link.a).rtt_us > 0);
+  for (const uint32_t absurd : {UINT32_MAX, UINT32_MAX - 1, 1u << 30}) {
+    a.endpoint.Probe(link.a, 79, absurd);
+    ack = a.Wait(Type::kProbeAck);
+    CHECK(ack.seq == 79 && ack.incarnation == 6 && b.endpoint.incarnation() == 6);
+  }
 }
 
 TEST(simultaneous_open_has_one_client) {
@@ -184,13 +189,13 @@ TEST(simultaneous_open_has_one_client) {
                      .has_expected = true,
                      .expected = b.endpoint.id(),
                      .local_port = port_a,
-                     .role_by_id = true};
+                     .role = Role::kById};
     DialOptions to_a{.host = "127.0.0.1",
                      .port = port_a,
                      .has_expected = true,
                      .expected = a.endpoint.id(),
                      .local_port = port_b,
-                     .role_by_id = true};
+                     .role = Role::kById};
     const bool lower_first = (a.endpoint.id() < b.endpoint.id()) == (round % 2 == 0);
     if (lower_first) a.endpoint.Dial(to_b);
     b.endpoint.Dial(to_a);
@@ -198,13 +203,47 @@ TEST(simultaneous_open_has_one_client) {
     const Event up_a = a.Wait(Type::kLinkUp), up_b = b.Wait(Type::kLinkUp);
     CHECK(up_a.peer == b.endpoint.id() && up_b.peer == a.endpoint.id());
     CHECK(up_a.exporter == up_b.exporter);
+    CHECK(up_a.inbound != up_b.inbound && up_a.inbound == (a.endpoint.id() > b.endpoint.id()));
   }
+}
+
+TEST(an_endpoint_tells_others_their_address) {
+  Node a(1), b(2);
+  const uint16_t port_a = a.endpoint.Listen("127.0.0.1", 0);
+  const uint16_t port_b = b.endpoint.Listen("::", 0);
+  for (int again = 0; again < 3; ++again) {  // the port is free for the same address at once
+    const uint64_t number = a.endpoint.Reflexive("127.0.0.1", port_b, port_a, 2000);
+    const Event told = a.Wait(Type::kReflexive);
+    CHECK(told.dial == number && told.address == "127.0.0.1:" + std::to_string(port_a));
+  }
+  a.endpoint.Reflexive("::1", port_b, 0, 2000);
+  CHECK(a.Wait(Type::kReflexive).address.rfind("[::1]:", 0) == 0);
+  CHECK(Eventually([&] { return b.endpoint.Counters().half_open == 0; }));
+  CHECK(b.endpoint.Counters().protocol_errors == 0);
+  uint16_t dead;
+  RawSocket::Listen(&dead);
+  const uint64_t number = a.endpoint.Reflexive("127.0.0.1", dead, port_a, 2000);
+  const Event failed = a.Wait(Type::kDialFailed, 1000);  // refused is an answer here
+  CHECK(failed.dial == number && failed.error.kind == ErrorKind::kUnreachable);
+}
+
+TEST(a_knock_tells_whether_somebody_opens) {
+  Node a(1), b(2);
+  const uint16_t port = b.endpoint.Listen("127.0.0.1", 0);
+  const uint64_t number = a.endpoint.Knock("127.0.0.1", port, 2000);
+  CHECK(a.Wait(Type::kKnocked).dial == number);
+  uint16_t dead;
+  RawSocket::Listen(&dead);
+  a.endpoint.Knock("127.0.0.1", dead, 2000);
+  CHECK(a.Wait(Type::kDialFailed).error.kind == ErrorKind::kUnreachable);
+  CHECK(Eventually([&] { return b.endpoint.Counters().half_open == 0; }));
+  CHECK(b.endpoint.Counters().protocol_errors == 0);
 }
 
 TEST(many_cycles_leak_no_descriptor) {
   Node b(2);
   const uint16_t port = b.endpoint.Listen("127.0.0.1", 0);
-  const int before = OpenFds();
+  const int before = OpenFds() + kCarrierThreadFds;
   for (int i = 0; i < 30; ++i) {
     {
       Node a(1);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "check.h"
+#include "link/blob_yield.h"
 #include "link/rate_meter.h"
 #include "link/stream_tuner.h"
 #include "link/upload_gate.h"
@@ -115,6 +116,25 @@ TEST(the_gate_lets_its_rate_through_and_no_more) {
   now += std::chrono::seconds(60);
   CHECK(gate.Allowance(now) <= 20000);  // a pause is not saved up
   CHECK(!UploadGate(0).capped() && gate.capped());
+}
+
+TEST(blobs_wait_while_a_collective_moves_and_none_starves) {
+  BlobYield yield;
+  CHECK(yield.MayGo(1000));
+  yield.Collective(1000, 0);  // announced
+  CHECK(!yield.MayGo(1001) && !yield.MayGo(1099) && yield.MayGo(1100));
+  uint64_t blobs = 0;
+  for (int64_t now = 2000; now < 4000; ++now) {  // 50 MB of a collective
+    yield.Collective(now, 25000);
+    if (!yield.MayGo(now)) continue;
+    yield.Went(16384);
+    blobs += 16384;
+  }
+  CHECK(blobs > 900000 && blobs < 1100000);  // one byte in fifty
+  yield.Went(1 << 30);
+  CHECK(yield.MayGo(4100));  // what went in quiet times is not held against anybody
+  yield.Collective(4100, 50 * 16384);
+  CHECK(yield.MayGo(4100));
 }
 
 }  // namespace
