@@ -3,9 +3,10 @@
 `reference` (numpy, slow, for tests) is not imported here.
 """
 
+from decentral.collectives.call import Call
 from decentral.collectives.codecs import CODECS
 from decentral.collectives.cost import Choice
-from decentral.collectives.group import Call, Group
+from decentral.collectives.group import Group
 from decentral.collectives.network import Network
 from decentral.collectives.plan import Plan
 from decentral.collectives.schedules import SCHEDULES

@@ -6,7 +6,6 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from decentral import _native
 from decentral.collectives import staging, topk
 from decentral.collectives.agreement import Agreement, assumed
 from decentral.collectives.buffers import DTYPES, Buffer, buffer
+from decentral.collectives.call import Call
 from decentral.collectives.codecs import ENGINE_CODECS, codec_named
 from decentral.collectives.cost import Choice, choose
 from decentral.collectives.network import Network
@@ -42,29 +42,17 @@ MANY_STREAMS = 8
 """Chunks are small where some member's network is slower than FAST_BYTES_S (not known yet: where
 one is farther than LAN_RTT_US), or a link has so many streams that each of them is slow."""
 
-_RESERVED_TAG = 0xFFFF_0000
-"""Tags from here on are the group's own."""
+_RESERVED_TAG = 0x8000_0000
+_EXCHANGES = 128
+"""Tags from `_RESERVED_TAG` on are the groups' own: so many for each tag below, because groups that
+share members may agree on their networks at the same time."""
+_MAX_TAG = _RESERVED_TAG // _EXCHANGES - 1
 _KINDS = {"all-reduce": 0, "reduce-scatter": 1, "all-gather": 2, "broadcast": 3}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """What all operations have in common."""
-
-    round: int
-    attempt: int
-    tag: int = 0
-    """(round, attempt, tag) name the operation on every member and are used once."""
-    priority: int = 1
-    """Operations of a lower number go first where they share a stream."""
-    chunk_bytes: int | None = None
-    """What one frame carries at most, before encoding. None: by the number of streams."""
-    silence_limit_s: float = 5.0
-    """A member that shows no sign of life for so long fails the operation on all."""
-    start_limit_s: float = 60.0
-    """So does one that has not started the operation by then."""
-    staged: bool = False
-    """For `staging`: `src` fills up while the operation runs."""
+DENSE_UP_TO = 32
+"""In a larger group not all are linked to all: "auto" takes what needs few links each."""
+SPARSE = ("ring", "tree")
 
 
 class Group:
@@ -76,8 +64,17 @@ class Group:
     """
 
     def __init__(
-        self, endpoint: Any, view: View, me: PeerId, *, network: Network | None = None
+        self,
+        endpoint: Any,
+        view: View,
+        me: PeerId,
+        *,
+        network: Network | None = None,
+        connect: Callable[[Sequence[PeerId]], None] = lambda members: None,
+        dense_up_to: int = DENSE_UP_TO,
     ) -> None:
+        """`connect(members)`: see to it that there are links to these; it may take its time.
+        `dense_up_to`: the same on all members, as many as are all linked to all."""
         if me not in view.members:
             raise ConfigError("this peer is not a member of the view", peer=me, phase="start")
         if network is not None and network.members != len(view.members):
@@ -90,6 +87,7 @@ class Group:
         self._endpoint = endpoint
         self._members = [raw_id(member) for member in view.members]
         self._engine = _native.Engine(endpoint)
+        self._connect, self._dense_up_to = connect, dense_up_to
         self._given = network is not None
         self._lock = threading.Lock()
         # All members add to these in the same order, so that all see the same.
@@ -115,7 +113,10 @@ class Group:
         view = View(lineage=self.view.lineage, epoch=self.view.epoch, members=tuple(chosen))
         ranks = [self.view.rank(member) for member in chosen]
         network = self.network.subset(ranks) if self._given else None
-        return Group(self._endpoint, view, self._me, network=network)
+        return Group(
+            self._endpoint, view, self._me,
+            network=network, connect=self._connect, dense_up_to=self._dense_up_to,
+        )  # fmt: skip
 
     # ---- operations
 
@@ -266,7 +267,9 @@ class Group:
         return network
 
     def _choose(self, network: Network, count: int, codec: str) -> Choice:
-        return choose(network, count, codec_named(codec))
+        info = codec_named(codec)
+        crowd = len(self) > self._dense_up_to and info.rides_ring
+        return choose(network, count, info, allowed=SPARSE if crowd else None)
 
     def _permitted(self, schedule: str, codec: str) -> None:
         if schedule not in SCHEDULES:
@@ -332,7 +335,8 @@ class Group:
         def gather(data: Array, number: int) -> float:
             cuts = [len(data) * rank // len(self) for rank in range(len(self) + 1)]
             options = Call(
-                round=call.round, attempt=call.attempt, tag=_RESERVED_TAG + number, priority=0,
+                round=call.round, attempt=call.attempt, priority=0,
+                tag=_RESERVED_TAG + _EXCHANGES * call.tag + number,
                 silence_limit_s=call.silence_limit_s, start_limit_s=call.start_limit_s,
             )  # fmt: skip
             plan = all_gather.plan(assumed(len(self)), self.rank, cuts)
@@ -348,15 +352,16 @@ class Group:
 
     def _options(self, call: dict[str, Any]) -> Call:
         options = Call(**call)
-        if not 0 <= options.tag < _RESERVED_TAG:
-            raise ConfigError(f"tags run from 0 to {_RESERVED_TAG - 1}", phase="start")
+        if not 0 <= options.tag <= _MAX_TAG:
+            raise ConfigError(f"tags run from 0 to {_MAX_TAG}", phase="start")
         return options
 
     def _start(
         self, kind: str, plan: Plan, schedule: str, src: Array, dst: Array, call: Call, *,
         codec: str = "fp32", dtype: str = "fp32", weight: float = 1.0, scale: float = 1.0,
     ) -> Any:  # fmt: skip
-        segments, steps = _native_plan(plan)
+        segments, steps = plan.plain()
+        self._connect([self.view.members[rank] for rank in plan.partners()])
         info = codec_named(codec)
         return self._engine.start(
             kind=_KINDS[kind],
@@ -469,14 +474,6 @@ class _failing:
 @functools.lru_cache(maxsize=64)
 def _plan(schedule: str, network: Network, rank: int, count: int) -> Plan:
     return SCHEDULES[schedule].plan(network, rank, count)
-
-
-@functools.lru_cache(maxsize=64)
-def _native_plan(plan: Plan) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
-    return (
-        [(s.offset, s.count, s.owner) for s in plan.segments],
-        [(int(s.kind), s.peer, s.segment) for s in plan.steps],
-    )
 
 
 def _normalized(weights: Sequence[float] | None, members: int) -> tuple[list[float], float]:

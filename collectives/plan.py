@@ -67,3 +67,14 @@ class Plan:
 
     segments: tuple[Segment, ...]
     steps: tuple[Step, ...]
+
+    def partners(self) -> list[int]:
+        """The ranks that it exchanges data with."""
+        return sorted({one.peer for one in self.steps})
+
+    def plain(self) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+        """Segments and steps as the native engine takes them."""
+        return (
+            [(one.offset, one.count, one.owner) for one in self.segments],
+            [(int(one.kind), one.peer, one.segment) for one in self.steps],
+        )
