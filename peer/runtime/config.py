@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from decentral.errors import ConfigError
+from decentral.peer.credential import ROLES, Role
+
+EVERYWHERE = "[::]:0"
 
 
 def parse_listen_address(text: str) -> tuple[str, int]:
@@ -29,14 +32,17 @@ class MeshConfig:
     directory that goes with the process."""
     name: str = "peer"
     """For people; unique names help them."""
-    listen: str = "0.0.0.0:0"
-    """HOST:PORT; port 0 takes a free one."""
+    listen: str = EVERYWHERE
+    """HOST:PORT; port 0 takes a free one; [::] is every address, of both families."""
     join: tuple[str, ...] = ()
-    """Join words. Empty: go on with the run in `home`, or make one."""
+    """Join words, or "lan": whoever of the run is found on the local network. Empty: go on with
+    the run in `home`, or make one."""
     credential: Path | None = None
     """A credential file, for a join word that carries no invite."""
     open_run: bool = False
     """A run that admits anyone; only says something when this peer makes the run."""
+    role: Role | None = None
+    """"train", "relay" (carries others' links) or "observe"; None: what the credential allows."""
     on_quorum_loss: str = "fork"
     """"fork": survivors that are half of the view or more go on; "pause": they wait."""
     quorum_timeout_s: float = 15.0
@@ -49,8 +55,22 @@ class MeshConfig:
     """Cap on what all bulk streams send together, in Mbit/s; 0: none."""
     encrypt_bulk: bool = True
     """False only on a network that you trust: bulk data then crosses it in the clear."""
+    relay: str = "auto"
+    """Whether this peer relays for pairs that cannot connect otherwise: "on", "off", or "auto",
+    which means where strangers get in. It sees ciphertext only."""
+    max_relay_mbit: float = 0.0
+    """Cap on what this peer relays in all, shared fairly among the pairs, in Mbit/s; 0: none."""
+    full_mesh_up_to: int = 32
+    """Up to so many members all are linked to all. In a larger run each is linked to the first few
+    and to some neighbours, and to others when they exchange data."""
     silence_limit_s: float = 5.0
     """A link on which nothing was heard for so long is dead."""
+    lan_discovery: bool = True
+    """Tell the local network (mDNS) that a peer is here, and find others there. Only for a listener
+    on all interfaces, or where `join` says "lan"."""
+    port_mapping: bool = True
+    """Ask the router (PCP, NAT-PMP, UPnP) to let others in. Only for a listener on all interfaces
+    of a machine that has private addresses alone."""
     on_event: Callable[[Mapping[str, Any]], None] = field(default=lambda event: None, repr=False)
     """Called with every event of the documented stream, on any thread."""
 
@@ -58,12 +78,18 @@ class MeshConfig:
         parse_listen_address(self.listen)
         if not self.name or len(self.name) > 64 or not self.name.isprintable():
             raise ConfigError("a peer's name has 1 to 64 printable characters")
+        if self.role not in (None, *ROLES):
+            raise ConfigError(f"a role is one of {', '.join(ROLES)}, not {self.role!r}")
         if self.on_quorum_loss not in ("fork", "pause"):
             raise ConfigError(f"on_quorum_loss is fork or pause, not {self.on_quorum_loss!r}")
+        if self.relay not in ("on", "off", "auto"):
+            raise ConfigError(f"relay is on, off or auto, not {self.relay!r}")
+        if self.full_mesh_up_to < 1:
+            raise ConfigError("full_mesh_up_to is at least 1")
         if not 1 <= self.bulk_streams <= 64:
             raise ConfigError("bulk_streams is between 1 and 64")
-        if self.max_upload_mbit < 0:
-            raise ConfigError("max_upload_mbit is positive, or 0 for no cap")
+        if self.max_upload_mbit < 0 or self.max_relay_mbit < 0:
+            raise ConfigError("max_upload_mbit and max_relay_mbit are positive, or 0 for no cap")
         for name in ("quorum_timeout_s", "join_timeout_s", "silence_limit_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive")

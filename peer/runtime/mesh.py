@@ -7,32 +7,54 @@ except where it says so.
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from decentral import _native
-from decentral.errors import DecentralError
+from decentral import _native, failpoints
+from decentral.errors import ConfigError, DecentralError
 from decentral.peer import protocol
+from decentral.peer.credential import ROLES
+from decentral.peer.holding import Holding
 from decentral.peer.home import Home
 from decentral.peer.identity import Identity
+from decentral.peer.joinword import split_address
 from decentral.peer.orders import MeshFailed, Order
-from decentral.peer.runtime.addresses import reachable
+from decentral.peer.runtime.addresses import is_everywhere, reachable
 from decentral.peer.runtime.card import MembershipCard
 from decentral.peer.runtime.config import MeshConfig, parse_listen_address
 from decentral.peer.runtime.control import ControlServer
 from decentral.peer.runtime.events import EventLog
+from decentral.peer.runtime.gateway import is_hidden
 from decentral.peer.runtime.loop import LoopThread
 from decentral.peer.runtime.node import Node
-from decentral.peer.runtime.report import status
-from decentral.types import CommittedState, PeerId, Range, TensorSpec
+from decentral.peer.runtime.port_mapping import PortMapper
+from decentral.peer.runtime.port_mapping_ways import Mapping as PortMapping
+from decentral.peer.runtime.report import doctor, status
+from decentral.peer.runtime.spectator import Spectator
+from decentral.peer.runtime.wish import wish
+from decentral.types import CommittedState, PeerId, Range
 from decentral.version import PROTOCOL_VERSIONS
+
+if TYPE_CHECKING:
+    from decentral.peer.runtime.neighbours import Neighbours
 
 #: While the trainer is busy with something that is no inner step, it counts as making progress.
 BUSY_BEAT_S = 1.0
+#: Who makes a run waits so long for its router: the first join word should work from anywhere.
+ROUTER_S = 1.5
+
+
+#: Links that an operation needs are waited for so long, asked for again, and looked for, so often.
+CONNECT_S, CONNECT_AGAIN_S, CONNECT_LOOK_S = 8.0, 2.0, 0.005
 
 
 class Mesh:
@@ -40,8 +62,9 @@ class Mesh:
 
     def __init__(self, config: MeshConfig) -> None:
         """Raises ConfigError (home in use, port taken, papers that do not fit), DiskError."""
+        failpoints.arm_from_environment()
         self.config = config
-        self.name = config.name
+        self.name, self.full_mesh_up_to = config.name, config.full_mesh_up_to
         self._scratch = (
             tempfile.TemporaryDirectory(prefix="decentral-") if config.home is None else None
         )
@@ -68,7 +91,9 @@ class Mesh:
             join=config.join,
             credential=config.credential,
             open_run=config.open_run,
+            role=config.role,
         )
+        self.role = self._card.role
         self.native = _native.Endpoint(
             identity.seed,
             versions=list(PROTOCOL_VERSIONS),
@@ -76,6 +101,7 @@ class Mesh:
             encrypt_bulk=config.encrypt_bulk,
             silence_limit_ms=int(config.silence_limit_s * 1000),
             max_upload_bytes_s=round(config.max_upload_mbit * 125_000),
+            relay_max_bytes_s=round(config.max_relay_mbit * 125_000),
         )
         try:
             self.port = self._listen()
@@ -89,9 +115,14 @@ class Mesh:
         self._step = 0
         self._closed = False
         self._control: ControlServer | None = None
-        self._shown: dict[str, Any] = {}
+        self._mapper: PortMapper | None = None
+        self._asked_router = threading.Event()
+        self._neighbours: Neighbours | None = None
+        self._shown: dict[str, dict[str, Any]] = {}
         self.events = EventLog(self.home, config.on_event, self._publish)
         self._node = self._loop.wait(self._make_node(identity))
+        if self._mapper is not None and not config.join:
+            self._asked_router.wait(ROUTER_S)
         self.join_word = "" if self._card.run is None else self._card.join_word()
         self.emit(
             {
@@ -106,78 +137,197 @@ class Mesh:
     def _listen(self) -> int:
         """On the port asked for; if any will do, on the last one, so that others find us again."""
         host, port = parse_listen_address(self.config.listen)
+        if host == "::" and not socket.has_dualstack_ipv6():
+            host = "0.0.0.0"
+        self._host = host
         kept = self.home.path / "port"
-        if port == 0:
+        if port:
+            self.native.listen(host, port)
+        else:
             with suppress(OSError, ValueError, DecentralError):
                 port = self.native.listen(host, int(kept.read_text()))
-        port = port or self.native.listen(host, 0)
-        if port == 0 or str(port) != (kept.read_text() if kept.exists() else ""):
-            kept.write_text(str(port))
+            port = port or self.native.listen(host, 0)
+        if str(port) != (kept.read_text() if kept.exists() else ""):
+            with suppress(OSError):  # a hint for the next start
+                kept.write_text(str(port))
         self._card.addresses = tuple(reachable(host, port))
         return port
 
     async def _make_node(self, identity: Identity) -> Node:
         loop = self._loop.loop
-        node = Node(self.config, self.home, identity, self.native, self._card, self.events, loop)
+        node = Node(
+            self.config, self.home, identity, self.native, self._card, self.events, loop, self.port
+        )
         self._control = ControlServer(
             self.home,
             {
                 "status": lambda request: status(node, self._shown),
-                "invite": lambda request: {"join": self._card.join_word()},
+                "doctor": lambda request: doctor(node),
+                "invite": self._invite,
+                "revoke": node.revoking.by_command,
                 "leave": self._leave_by_command,
+                "pause": lambda request: wish(node, "pause", request),
+                "resume": lambda request: wish(node, "resume", request),
+                "rollback": lambda request: wish(node, "rollback", request),
+                "failpoint": failpoints.command,
+                "clock": node.step_clock,
             },
         )
         await self._control.start()
+        everywhere = is_everywhere(parse_listen_address(self.config.listen)[0])
+        if self._card.by_lan or (self.config.lan_discovery and everywhere):
+            from decentral.peer.runtime.neighbours import Neighbours
+
+            self._neighbours = Neighbours(node, loop, self.port)
+            await self._neighbours.start()
+        if self.config.port_mapping and self._needs_mapping():
+            told = partial(self._mapped, node)
+            self._mapper = PortMapper(self.port, told)
+            self._mapper.start()
         return node
+
+    def _needs_mapping(self) -> bool:
+        host, _ = parse_listen_address(self.config.listen)
+        hosts = [split_address(address)[0] for address in self._card.addresses]
+        v4 = [one for one in hosts if ":" not in one]
+        return is_everywhere(host) and bool(v4) and all(map(is_hidden, v4))
+
+    def _mapped(self, node: Node, mapping: PortMapping | None, says: str) -> None:
+        node.reaching.mapped_at(mapping.external if mapping else "", says)
+        address, how = (mapping.external, mapping.how) if mapping else (None, None)
+        self.events.emit("mapping", address=address, how=how, says=says)
+        self._asked_router.set()
 
     # -------------------------------------------------------------------------- the trainer
 
     def start(
         self,
         *,
-        schema: Sequence[TensorSpec],
+        holdings: Mapping[str, Holding],
         fingerprint: bytes,
-        initial: CommittedState | None,
-        resumed: CommittedState | None,
         lease_samples: int,
         on_order: Callable[[Order], None],
+        tags: tuple[str, ...] = ("",),
+        min_contributors: int = 0,
+        grace_s: float = 0.0,
     ) -> None:
-        """Make the run, go on with it, or join it. Returns at once; orders say how it went."""
+        """Make the run, go on with it, or join it. Returns at once; orders say how it went.
+
+        `tags`: of the run, the same in the same order on all peers; `holdings`: those of them that
+        this peer takes part in, and a founder's initial states of the others.
+        """
+        if self.role != ROLES[0]:
+            raise ConfigError(f"this peer's role is {self.role}: it cannot train", phase="start")
+        takes = tuple(tag for tag in tags if tag in holdings and holdings[tag].takes)
 
         def tell(order: Order) -> None:
-            if isinstance(order, protocol.Left):
-                self._left.set()
+            if isinstance(order, protocol.Left | MeshFailed):
+                self._left.set()  # there is nothing left to leave
             on_order(order)
 
         def begin() -> None:
             try:
                 self._node.start(
-                    schema=schema,
-                    fingerprint=fingerprint,
-                    initial=initial,
-                    resumed=resumed,
-                    lease_samples=lease_samples,
+                    holdings=holdings,
                     on_order=tell,
+                    core_options={
+                        "tags": tags,
+                        "takes": takes,
+                        "fingerprint": fingerprint,
+                        "lease_samples": lease_samples,
+                        "min_contributors": min_contributors,
+                        "grace_s": grace_s,
+                    },
                 )
             except DecentralError as error:
                 tell(MeshFailed(error))
 
-        self._loop.call(begin)
+        self._enter(begin, tell)
 
-    def contribute(self, round: int, tokens: int, leases: tuple[Range, ...]) -> None:
-        self._loop.call(self._node.feed, protocol.Contribute(round, tokens, leases))
+    def _enter(self, begin: Callable[[], None], tell: Callable[[Order], None]) -> None:
+        """Now, or once there is somebody on the local network to begin with."""
+        neighbours = self._neighbours
+        if neighbours is None or not self._card.by_lan or self._card.entry_addresses():
+            self._loop.call(begin)
+            return
 
-    def reduced(self, round: int, attempt: int, state_root: bytes) -> None:
-        self._loop.call(self._node.feed, protocol.Reduced(round, attempt, state_root))
+        def found(error: DecentralError | None) -> None:
+            begin() if error is None else tell(MeshFailed(error))
 
-    def reduce_failed(self, round: int, attempt: int, suspect: PeerId | None, says: str) -> None:
-        self._loop.call(self._node.feed, protocol.ReduceFailed(round, attempt, suspect, says))
+        self._loop.call(neighbours.wait_for_entry, self.config.join_timeout_s, found)
 
-    def hold(self, state: CommittedState) -> None:
-        self._loop.call(self._node.hold, state)
+    def watch(
+        self,
+        on_order: Callable[[Order], None],
+        *,
+        holdings: Mapping[str, Holding] = MappingProxyType({}),
+        tags: tuple[str, ...] = ("",),
+    ) -> None:
+        """Be linked and follow the run without training in it: for a relay, or to observe.
 
-    def checkpointed(self, round: int) -> None:
-        self._loop.call(self._node.feed, protocol.Checkpointed(round))
+        `holdings`: of which tags the committed states are fetched, too (StateArrived).
+        """
+
+        def begin() -> None:
+            try:
+                spectator = Spectator(self._node, self._loop.loop)
+                spectator.start(holdings=holdings, tags=tags, on_order=on_order)
+            except DecentralError as error:
+                on_order(MeshFailed(error))
+
+        self._enter(begin, on_order)
+
+    def contribute(
+        self,
+        round: int,
+        tokens: int,
+        leases: tuple[Range, ...],
+        *,
+        staleness: int = 0,
+        step_s: float = 0.0,
+        tag: str = "",
+    ) -> None:
+        work = protocol.Contribute(round, tokens, leases, staleness, step_s, tag)
+        self._loop.call(self._node.feed, work)
+
+    def reduced(self, round: int, attempt: int, state_root: bytes, *, tag: str = "") -> None:
+        self._loop.call(self._node.feed, protocol.Reduced(round, attempt, state_root, tag))
+
+    def reduce_failed(
+        self, round: int, attempt: int, suspect: PeerId | None, says: str, *, tag: str = ""
+    ) -> None:
+        self._loop.call(self._node.feed, protocol.ReduceFailed(round, attempt, suspect, says, tag))
+
+    def connect(self, peers: Sequence[PeerId]) -> None:
+        """See to it that there are links to these members; waits for at most `CONNECT_S`."""
+        missing = [peer for peer in peers if peer != self.me and self._unlinked(peer)]
+        deadline = time.monotonic() + CONNECT_S
+        asked_at = float("-inf")
+        while missing and time.monotonic() < deadline:
+            if time.monotonic() >= asked_at + CONNECT_AGAIN_S:
+                asked_at = time.monotonic()
+                self._loop.call(self._node.want_links, tuple(missing))
+            time.sleep(CONNECT_LOOK_S)
+            missing = [peer for peer in missing if self._unlinked(peer)]
+
+    def _unlinked(self, peer: PeerId) -> bool:
+        return self._node.links.get(peer) is None
+
+    def hold(self, state: CommittedState, *, tag: str = "") -> None:
+        self._loop.call(self._node.hold, tag, state)
+
+    def wants_updates(self, tag: str = "") -> bool:
+        transfers = self._node.transfers
+        return transfers is not None and transfers[tag].wants_updates
+
+    def hold_update(self, state_root: bytes, update: CommittedState, *, tag: str = "") -> None:
+        self._loop.call(self._node.hold_update, tag, state_root, update)
+
+    def refuse_update(self, round: int, *, tag: str = "") -> None:
+        self._loop.call(self._node.refuse_update, tag, round)
+
+    def checkpointed(self, round: int, kept: tuple[int, ...] = (), *, tag: str = "") -> None:
+        self._loop.call(self._node.feed, protocol.Checkpointed(round, tag, kept))
 
     def progress(self, step: int) -> None:
         self._step = max(self._step + 1, step)
@@ -217,13 +367,23 @@ class Mesh:
         fields = dict(event)
         self.events.emit(fields.pop("event"), **fields)
 
-    def telemetry(self, **fields: Any) -> None:
+    def record(self, event: dict[str, Any]) -> None:
+        fields = dict(event)
+        self.events.record(fields.pop("event"), **fields)
+
+    def telemetry(self, *, tag: str = "", **fields: Any) -> None:
         """What `decentral status` shows of the training: strategy, loss, tokens, …"""
-        self._shown = {**self._shown, **fields}
+        self._shown = {**self._shown, tag: {**self._shown.get(tag, {}), **fields}}
 
     def _publish(self, topic: str, record: dict[str, Any]) -> None:
         if self._control is not None:
             self._loop.call(self._control.publish, topic, record)
+
+    def _invite(self, request: dict[str, Any]) -> dict[str, Any]:
+        role = request.get("role")
+        if role not in (None, *ROLES):
+            raise ConfigError(f"a role is one of {', '.join(ROLES)}")
+        return {"join": self._card.join_word(role)}
 
     def _leave_by_command(self, request: dict[str, Any]) -> dict[str, Any]:
         self._node.feed(protocol.Leave("asked to by a local command"))
@@ -241,6 +401,9 @@ class Mesh:
 
     async def _shut(self) -> None:
         self._node.close()
+        await asyncio.gather(
+            *(one.close() for one in (self._mapper, self._neighbours) if one is not None)
+        )
         if self._control is not None:
             await self._control.close()
             self._control = None

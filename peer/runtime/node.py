@@ -11,29 +11,47 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from decentral import _native
-from decentral.errors import DecentralError, DiskError, FingerprintError, RefusedError, StateError
+from decentral import _native, failpoints
+from decentral.errors import (
+    ConfigError,
+    DecentralError,
+    DiskError,
+    FingerprintError,
+    IdentityError,
+    StateError,
+)
 from decentral.peer import protocol
 from decentral.peer.admission import Admission, Admitted
 from decentral.peer.core import PeerCore
+from decentral.peer.holding import Holding
 from decentral.peer.home import Home
 from decentral.peer.identity import Identity
-from decentral.peer.orders import MeshFailed, Order, StateArrived
+from decentral.peer.orders import MeshFailed, Order
+from decentral.peer.reach import actions as reach
+from decentral.peer.reach.talk import is_reach
+from decentral.peer.runtime.addresses import reachable, split
 from decentral.peer.runtime.card import MembershipCard
-from decentral.peer.runtime.config import MeshConfig
+from decentral.peer.runtime.config import MeshConfig, parse_listen_address
 from decentral.peer.runtime.events import EventLog
-from decentral.peer.runtime.links import Link, LinkTable
-from decentral.peer.runtime.transfers import Transfers
+from decentral.peer.runtime.link import Link
+from decentral.peer.runtime.links import LinkTable
+from decentral.peer.runtime.reaching import Reaching, make_reach
+from decentral.peer.runtime.revoking import REVOKED, Revoking
+from decentral.peer.runtime.said import may_be_said
+from decentral.peer.runtime.transfer_router import TransferRouter
+from decentral.peer.runtime.way_in import WayIn
 from decentral.peer.transfer import is_transfer
-from decentral.types import CommittedState, PeerId, TensorSpec, View, short
+from decentral.types import CommittedState, PeerId, View, short
 
-#: How often addresses that did not answer are tried again while a run waits for its members.
-REDIAL_S = 2.0
+MAX_STEP_S = 86400.0
+#: New addresses reach the disk together after this: dozens may join at once, and each write waits.
+BOOK_S = 0.5
 #: Messages kept from members that were quicker than this peer's trainer.
 MAX_EARLY = 1024
+MAX_EARLY_BYTES = 8 << 20
 
 
 class Node:
@@ -48,26 +66,48 @@ class Node:
         card: MembershipCard,
         events: EventLog,
         loop: asyncio.AbstractEventLoop,
+        port: int,
     ) -> None:
+        """`port`: the one that the endpoint listens on."""
         self.config, self.home, self.identity = config, home, identity
-        self.card, self.events, self._loop = card, events, loop
+        self.card, self.events, self.loop = card, events, loop
         self.me: PeerId = identity.peer_id
         self.endpoint = endpoint
         self.links = LinkTable(endpoint, self.me, self, loop.call_later)
+        self.revoking = Revoking(self)
         self.core: PeerCore | None = None
         self.view: View | None = None
-        self.round = 0
-        self.held: CommittedState | None = None
-        self.transfers: Transfers | None = None
-        self._on_order: Callable[[Order], None] = lambda order: None
-        self._core_config: dict[str, Any] = {}
+        self.held: dict[str, CommittedState] = {}
+        """By tag, what the trainer holds (a founder: what it gives away, too)."""
+        self.transfers: TransferRouter | None = None
+        self.tell: Callable[[Order], None] = lambda order: None
+        """The trainer."""
+        self._holdings: Mapping[str, Holding] = {}
+        self._core_options: Mapping[str, Any] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._book_due: asyncio.TimerHandle | None = None
         self._started = False
         self._early: list[tuple[PeerId, bytes]] = []
-        self._joining = False
-        self._joined = False
+        self._early_bytes = 0
+        self.way_in = WayIn(self)
+        self._ahead_s = 0.0
+        self.joined = False
         self._boot = secrets.token_bytes(8)
-        self._closed = False
+        self.closed = False
+        self._reducing: set[str] = set()
+        """Tags with an attempt under way."""
+        host, _ = parse_listen_address(config.listen)
+        self.links.listening_port = port
+        self.reaching = Reaching(
+            endpoint,
+            self.links,
+            events,
+            loop,
+            make_reach(self.me, config.relay),
+            addresses=lambda: tuple(reachable(host, port)),
+            busy=lambda: bool(self._reducing),
+            moved=self._moved,
+        )
         loop.add_reader(endpoint.event_fd, self._pump)
 
     # -------------------------------------------------------------------------------- start
@@ -75,38 +115,50 @@ class Node:
     def start(
         self,
         *,
-        schema: Sequence[TensorSpec],
-        fingerprint: bytes,
-        initial: CommittedState | None,
-        resumed: CommittedState | None,
-        lease_samples: int,
+        holdings: Mapping[str, Holding],
+        core_options: Mapping[str, Any],
         on_order: Callable[[Order], None],
     ) -> None:
-        """Make the run (`initial` and no join word), go on with it, or join it."""
-        self._on_order = on_order
+        """Make the run (an initial state of every tag and no join word), go on with it, or join it.
+
+        `core_options` are fields of the core's config that come from the training.
+        """
+        self.tell = on_order
         self._started = True
-        self._core_config = {"fingerprint": fingerprint, "lease_samples": lease_samples}
-        self.transfers = Transfers(
-            self.endpoint, self.links, schema, self._loop, self._state_fetched, self._fetch_failed
+        self._holdings, self._core_options = holdings, core_options
+        schemas = {tag: one.schema for tag, one in holdings.items()}
+        self.transfers = TransferRouter(
+            self.endpoint, self.links, schemas, self.loop, self.tell, self._fetch_failed
         )
         record = self.home.read_record()
-        # Killed before its first checkpoint, a peer is back at round 0 whatever its votes say.
-        self.held = resumed or (initial if record is not None else None)
-        if self.held is not None:
-            self.transfers.publish(self.held)
+        for tag, one in holdings.items():
+            # Killed before its first checkpoint, a peer is back at round 0 whatever its votes say.
+            state = one.state if record is not None else one.resumed
+            if state is not None:
+                self.held[tag] = state
+                self.transfers[tag].publish(state)
         if self.config.join:
-            self._joining = True
-            self._loop.call_later(self.config.join_timeout_s, self._join_timed_out)
-            self.links.dial(None, self.card.entry_addresses())
+            self.way_in.join()
         if record is not None:
             self._make_core(record)
-            self.redial_book()
+            self.way_in.redial()
         elif not self.config.join:
-            if initial is None:
+            if any(one.resumed is not None for one in holdings.values()):
                 says = f"{self.home.path} has checkpoints but no vote record: join with a word"
                 raise StateError(says, phase="start")
-            self._make_core(None, found=True)
-            self.hold(initial)
+            self._found(core_options.get("tags", ("",)))
+        elif self.links.all():  # somebody has dialled this peer before it began
+            self._make_core(None)
+
+    def _found(self, tags: Sequence[str]) -> None:
+        founded = {tag: one.initial for tag, one in self._holdings.items() if one.initial}
+        missing = sorted(set(tags) - set(founded))
+        if missing:
+            says = f"who founds a run brings the initial state of every tag: {missing} are missing"
+            raise ConfigError(says, phase="start")
+        self._make_core(None, found=True)
+        for tag, state in founded.items():
+            self.hold(tag, state)
 
     def _make_core(self, record: bytes | None, found: bool = False) -> None:
         run = self.card.run
@@ -116,7 +168,8 @@ class Node:
                 run=run,
                 on_quorum_loss=self.config.on_quorum_loss,
                 quorum_timeout_s=self.config.quorum_timeout_s,
-                **self._core_config,
+                full_mesh_up_to=self.config.full_mesh_up_to,
+                **self._core_options,
             ),
             self.me,
             self.config.name,
@@ -125,11 +178,14 @@ class Node:
             record,
             secrets.randbits(63),
         )
-        self._execute(self.core.start(self._loop.time(), found))
-        if self.held is not None:
-            self.feed(protocol.StateHeld(self.held.round, self.held.root))
-        elif record is not None:
-            self.feed(protocol.StateHeld(0, bytes(32)))  # nothing: decided on before any rollback
+        self._execute(self.core.start(self._now(), found))
+        for tag, one in self._holdings.items():
+            state = self.held.get(tag)
+            if state is not None:
+                self.feed(protocol.StateHeld(state.round, state.root, tag))
+            elif record is not None and one.takes:
+                # Nothing: decided on before any rollback.
+                self.feed(protocol.StateHeld(0, bytes(32), tag))
         for link in self.links.all():
             self.feed(protocol.LinkUp(link.peer, link.name, ",".join(link.addresses)))
         early, self._early = self._early, []
@@ -137,53 +193,70 @@ class Node:
             if self.links.get(peer) is not None:
                 self.feed(protocol.Received(peer, payload))
 
-    def redial_book(self) -> None:
-        """Members of the last run that are not linked are tried until the run is whole again."""
-        if self._closed or self._joined:
-            return
-        self._dial_book()
-        self._loop.call_later(REDIAL_S, self.redial_book)
-
-    def _dial_book(self) -> None:
-        for peer, addresses in self.card.address_book().items():
-            if self.links.get(peer) is None:
-                self.links.dial(peer, addresses)
+    def _moved(self) -> None:
+        """Others should dial us elsewhere from now on."""
+        self.card.addresses = self.reaching.reach.ctx.card().addresses
+        self.feed(protocol.Moved(",".join(self.card.addresses)))
 
     # ----------------------------------------------------------------------------- the core
 
     def feed(self, event: protocol.Event) -> None:
         """One event in, its actions done, the timer set."""
-        if self.core is None or self._closed:
+        if self.core is None or self.closed:
             return
-        try:
-            self._execute(self.core.handle(event, self._loop.time()))
-        except DiskError as error:
-            # A vote that is not on disk must not be cast: this peer can take part no longer.
-            self._on_order(MeshFailed(error))
-            self.core = None
+        self._execute(self.core.handle(event, self._now()))
+        if self.core is None:
             return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         due = self.core.next_timer()
         if due is not None:
-            self._timer = self._loop.call_at(max(due, self._loop.time()), self._tick)
+            self._timer = self.loop.call_later(max(0.0, due - self._now()), self._tick)
+
+    def _now(self) -> float:
+        return self.loop.time() + self._ahead_s
+
+    def step_clock(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """For harnesses: the core's clock jumps ahead, as after a hypervisor's pause."""
+        step_s = request.get("step_s")
+        if not isinstance(step_s, float) or not 0 <= step_s <= MAX_STEP_S:
+            raise ConfigError(f"clock takes step_s: 0 to {MAX_STEP_S:.0f} seconds")
+        self._ahead_s += step_s
+        self.feed(protocol.Tick())
+        return {"ahead_s": self._ahead_s}
 
     def _tick(self) -> None:
         self._timer = None
         self.feed(protocol.Tick())
 
     def _execute(self, actions: Sequence[protocol.Action]) -> None:
+        try:
+            self._execute_in_order(actions)
+        except DiskError as error:
+            # A vote that is not on disk must not be cast: this peer can take part no longer, and
+            # nobody shall wait for it until its trainer has heard of that.
+            for link in self.links.all():
+                self.links.close(link.peer, error.says)
+            self.core = None
+            self.close()
+            self.tell(MeshFailed(error))
+
+    def _execute_in_order(self, actions: Sequence[protocol.Action]) -> None:
         for position, action in enumerate(actions):
             match action:
                 case protocol.Send(peer, payload, urgent):
-                    self.links.send(peer, payload, 0 if urgent else 1)
+                    if may_be_said(self.links, peer, payload):
+                        self.links.send(peer, payload, 0 if urgent else 1)
                 case protocol.Probe(peer, seq, suspected):
                     link = self.links.get(peer)
                     if link is not None:
                         self.endpoint.probe(link.id, seq, suspected)
+                case protocol.Dial(peer) if self.card.is_revoked(peer):
+                    failed = protocol.DialFailed(peer, True, REVOKED)
+                    self.loop.call_soon(self.feed, failed)
                 case protocol.Dial(peer, addresses):
-                    self.links.dial(peer, _split(addresses))
+                    self.reaching.want(peer, split(addresses))
                 case protocol.CloseLink(peer, says):
                     self.links.refuse(peer, says)
                 case protocol.Persist(record):
@@ -193,40 +266,56 @@ class Node:
                         self.home.write_record(record)
                 case protocol.FetchState():
                     assert self.transfers is not None
-                    self.transfers.fetch(action, self.held)
+                    self.transfers[action.tag].fetch(action, self.held.get(action.tag))
                 case _:
                     self._tell(action)
 
     def _tell(self, action: Any) -> None:
         """Orders for the trainer, and what a person gets to see of them."""
         match action:
+            case protocol.StartReduce(tag=tag):
+                self._reducing.add(tag)
+            case protocol.AbortReduce(tag=tag):
+                self._reducing.discard(tag)
             case protocol.Committed(_, entry, view):
                 self._committed(entry, view)
-            case protocol.Joined(view, round_, _):
+            case protocol.Joined(view, round_, _, rounds):
                 self._set_view(view)
-                self.round = round_
-                self._joined, self._joining = True, False
+                self.joined = True
+                self.way_in.is_in()
+                first = self.held.get(self.leading_tag)
+                several = self._held_rounds(dict(rounds))
+                for tag, number in rounds:
+                    if number > 0:
+                        self._give_up(tag)
+                failpoints.passing("joined")
                 self.events.emit(
                     "joined",
                     peer=self.me,
                     name=self.config.name,
                     epoch=view.epoch,
-                    round=self.held.round if self.held else round_,
-                    state_hash=self.held.root.hex() if self.held else "",
+                    round=first.round if first else round_,
+                    state_hash=first.root.hex() if first else "",
                     members=len(view.members),
+                    **({"tags": several} if several else {}),
                 )
             case protocol.Evicted(says):
-                self._joined = False
+                self.joined = False
                 self.events.emit("fault", kind="evicted", peer=self.me, says=says)
-                self.redial_book()
+                self.way_in.redial()
             case protocol.Fault(kind, peer, says):
                 self.events.emit("fault", kind=kind, peer=peer, says=says)
-                if kind == "refused" and not self._joined and peer in (None, self.me):
-                    self._on_order(MeshFailed(FingerprintError(says, phase="join")))
+                if kind == "refused" and not self.joined and peer in (None, self.me):
+                    self.tell(MeshFailed(FingerprintError(says, phase="join")))
                     return
             case protocol.Left(says):
                 self.events.emit("left", peer=self.me, says=says)
-        self._on_order(action)
+            case protocol.Fenced(says):
+                self.way_in.is_in()
+                self.events.emit("fault", kind="fenced", peer=self.me, says=says)
+                self.tell(MeshFailed(IdentityError(says, peer=self.me, phase="link")))
+                return
+        self.tell(action)
 
     def _committed(self, entry: protocol.Entry, view: View) -> None:
         match entry:
@@ -239,99 +328,145 @@ class Node:
                     members=len(view.members),
                     reason=entry.reason,
                 )
-            case protocol.RoundEntry():
-                self.round = entry.round
-            case protocol.RollbackEntry():
-                self.round = entry.round
-                self.events.emit(
-                    "fault",
-                    kind="rollback",
-                    peer=None,
-                    says=f"the run goes on from round {entry.round}, the last one on a disk",
-                )
+            case protocol.RoundEntry(tag=tag):
+                self._reducing.discard(tag)
+                self._give_up(tag)
+            case protocol.RollbackEntry(tag=tag):
+                what = f"tag {tag}" if tag else "the run"
+                says = f"{what} goes on from round {entry.round}: {entry.reason}"
+                self.events.emit("fault", kind="rollback", peer=None, says=says)
+            case protocol.PauseEntry(paused=True, reason=reason):
+                says = f"the run is paused: {reason or 'asked for'}"
+                self.events.emit("fault", kind="pause", peer=None, says=says)
+            case protocol.PauseEntry():
+                self.events.emit("fault", kind="resume", peer=None, says="the run goes on")
 
     def _set_view(self, view: View) -> None:
         self.view = view
+        # For an audit: whose majority decides from here on.
+        self.events.record(
+            "members", lineage=view.lineage, epoch=view.epoch, peers=list(view.members)
+        )
         lineage = int.from_bytes(bytes.fromhex(view.lineage)[:8], "little")
         run = int.from_bytes((self.card.run or bytes(8))[:8], "little")
         self.endpoint.set_stamp(run, lineage, view.epoch)
 
     # ------------------------------------------------------------------------------- state
 
-    def hold(self, state: CommittedState) -> None:
-        """The trainer holds this committed state now: donors serve it."""
-        self.held = state
-        assert self.transfers is not None
-        self.transfers.publish(state)
-        self.feed(protocol.StateHeld(state.round, state.root))
+    @property
+    def leading_tag(self) -> str:
+        """The first tag that this peer takes part in: what people see where there is one value."""
+        return next((tag for tag, one in self._holdings.items() if one.takes), "")
 
-    def _state_fetched(self, state: CommittedState) -> None:
-        self._on_order(StateArrived(state))
+    def _held_rounds(self, committed: Mapping[str, int]) -> dict[str, int]:
+        """By module, if there are several: the round that is held, or the one to be fetched."""
+        return {
+            tag: self.held[tag].round if tag in self.held else committed[tag]
+            for tag, one in self._holdings.items()
+            if tag and one.takes
+        }
+
+    def _give_up(self, tag: str) -> None:
+        """Others hold more than round 0 of a module that this peer only founded."""
+        given = self._holdings.get(tag)
+        if given is not None and not given.takes and self.held.pop(tag, None) is not None:
+            assert self.transfers is not None
+            self.transfers[tag].give_up()
+
+    def want_links(self, peers: Sequence[PeerId]) -> None:
+        """To members that this peer may not be linked to otherwise."""
+        book = self.card.address_book()
+        for peer in peers:
+            if self.core is not None and peer != self.me and self.links.get(peer) is None:
+                known = self.core.membership.members.get(peer)
+                said = split((known.address,)) if known is not None else ()
+                self.reaching.want(peer, said or book.get(peer, ()))
+
+    def hold(self, tag: str, state: CommittedState) -> None:
+        """The trainer holds this committed state now: donors serve it."""
+        self.held[tag] = state
+        assert self.transfers is not None
+        self.transfers[tag].publish(state)
+        self.feed(protocol.StateHeld(state.round, state.root, tag))
+
+    def hold_update(self, tag: str, root: bytes, update: CommittedState) -> None:
+        assert self.transfers is not None
+        self.transfers[tag].hold_update(root, update)
+
+    def refuse_update(self, tag: str, round: int) -> None:
+        assert self.transfers is not None
+        self.transfers[tag].update_refused(round)
 
     def _fetch_failed(self, error: DecentralError) -> None:
         """A holder lied (named), or this model is not the run's (fatal). That a state is gone
         because the run has moved on is no failure: the next one is fetched."""
         self.events.emit("fault", kind="state-fetch", peer=error.peer, says=error.says)
-        if isinstance(error, FingerprintError) and not self._joined:
-            self._on_order(MeshFailed(error))
+        if isinstance(error, FingerprintError):
+            self.tell(MeshFailed(error))
 
     # ------------------------------------------------------------- LinkUser: what links say
 
     def _pump(self) -> None:
-        if not self._closed:
+        if not self.closed:
             self.links.pump()
 
     def admission(self, peer: PeerId, inbound: bool, exporter: bytes) -> Admission:
         return self.card.admission(peer, inbound, exporter)
 
     def link_up(self, link: Link, admitted: Admitted) -> None:
-        self.events.emit(
-            "link",
-            peer=link.peer,
-            name=link.name,
-            state="up",
-            **{"class": "direct"},
-            how="inbound" if link.inbound else "dialled",
-        )
+        self.reaching.link_up(link)
         self.card.admitted(admitted)
+        if not self.revoking.link_up(link.peer):
+            return
+        if self._book_due is None:
+            self._book_due = self.loop.call_later(BOOK_S, self._keep_book)
         if self.transfers is not None:
             self.transfers.holder_up(link.peer)
         if self.core is None:
-            if self._started:
+            if self._started and not self.closed:
                 self._make_core(None)  # the run is known now; feeds this link too
         else:
             self.feed(protocol.LinkUp(link.peer, link.name, ",".join(link.addresses)))
 
+    def _keep_book(self) -> None:
+        self._book_due = None
+        try:
+            self.card.keep_address_book()
+        except DiskError as error:  # only a hint for the next start
+            self.events.emit("fault", kind="address-book", peer=None, says=error.says)
+
     def link_down(self, peer: PeerId, closed: bool, error: DecentralError) -> None:
         self.events.emit("link", peer=peer, state="down", says=error.says)
+        self.reaching.feed(reach.LinkDown(peer))
         if self.transfers is not None:
             self.transfers.peer_down(peer)
         self.feed(protocol.LinkDown(peer, closed, error.says))
-        if self._joining and not self.links.all():
-            if isinstance(error, RefusedError):
-                self._on_order(MeshFailed(error))
-            else:  # our way in died: another address, or another member, may know more
-                self.links.dial(None, self.card.entry_addresses())
-                self._dial_book()
+        self.way_in.link_down(error)
 
     def dial_failed(self, peer: PeerId | None, failures: list[DecentralError]) -> None:
+        self.revoking.dial_failed(failures)
         if peer is None:  # the join words
-            if self._joining and not self.links.all():
-                self._joining = False
-                self._on_order(MeshFailed(_most_telling(failures)))
+            self.way_in.entries_failed(failures)
             return
         refused = any("refused" in failure.says for failure in failures)
         says = failures[0].says if failures else f"no address of {short(peer)} is known"
         self.feed(protocol.DialFailed(peer, refused, says))
+        there = any(failure.phase == "admission" for failure in failures)
+        self.reaching.feed(reach.DirectFailed(peer, says, there))
 
     def message(self, peer: PeerId, payload: bytes) -> None:
-        if is_transfer(payload):
+        if is_reach(payload):
+            self.reaching.heard(peer, payload)
+        elif self.revoking.takes(peer, payload):
+            return
+        elif is_transfer(payload):
             if self.transfers is not None:
                 self.transfers.message(peer, payload)
         elif self.core is not None:
             self.feed(protocol.Received(peer, payload))
-        elif len(self._early) < MAX_EARLY:
+        elif len(self._early) < MAX_EARLY and self._early_bytes + len(payload) <= MAX_EARLY_BYTES:
             self._early.append((peer, payload))
+            self._early_bytes += len(payload)
 
     def probe_acked(self, peer: PeerId, seq: int, incarnation: int, progress: int) -> None:
         self.feed(protocol.ProbeAcked(peer, seq, incarnation, progress))
@@ -340,32 +475,22 @@ class Node:
         if self.transfers is not None:
             self.transfers.blob(key, error)
 
-    def _join_timed_out(self) -> None:
-        if self._joining and not self.links.all():
-            self._joining = False
-            says = f"nobody admitted us within {self.config.join_timeout_s:.0f} s"
-            self._on_order(MeshFailed(RefusedError(says, phase="join")))
+    def blob_sent(self, key: int) -> None:
+        if self.transfers is not None:
+            self.transfers.blob_sent(key)
+
+    def fail(self, error: DecentralError) -> None:
+        """This peer can take part no longer."""
+        self.tell(MeshFailed(error))
 
     def close(self) -> None:
-        self._closed = True
+        self.closed = True
+        self.reaching.close()
         if self.transfers is not None:
             self.transfers.close()
-        self._loop.remove_reader(self.endpoint.event_fd)
+        self.loop.remove_reader(self.endpoint.event_fd)
         if self._timer is not None:
             self._timer.cancel()
-
-
-def _split(addresses: Sequence[str]) -> list[str]:
-    """The core treats an address as opaque; ours is a comma-separated list."""
-    return [part for address in addresses for part in address.split(",") if part]
-
-
-def _most_telling(failures: list[DecentralError]) -> DecentralError:
-    """Of several addresses that failed, the error from the one that got furthest."""
-    order = ("SelfJoinError", "NotDecentralError", "UnreachableError")
-    return min(
-        failures,
-        key=lambda error: (
-            order.index(type(error).__name__) + 1 if type(error).__name__ in order else 0
-        ),
-    )
+        if self._book_due is not None:
+            self._book_due.cancel()
+            self._keep_book()
