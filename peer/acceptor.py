@@ -67,35 +67,53 @@ class Record:
 
 
 class RecordWriter:
-    """Encodes records; the state, which is most of a record, only when it has changed."""
+    """Encodes records; state and book, which are most of a record, only when they have changed."""
 
     def __init__(self) -> None:
         self._state: LogState | None = None
         self._packed = b""
+        self._book: tuple[tuple[PeerId, str, str], ...] | None = None
+        self._packed_book = b""
 
     def pack(self, record: Record) -> bytes:
         if record.state is not self._state or not self._packed:
             self._state = record.state
             self._packed = b"" if record.state is None else pack_state(record.state)
+        if record.book is not self._book:
+            self._book = record.book
+            self._packed_book = msgpack.packb([list(one) for one in record.book])
         votes = record.votes
-        packed: bytes = msgpack.packb(
-            [
-                _VERSION,
-                record.boot_seq,
-                self._packed,
-                list(votes.promised),
-                list(votes.accepted),
-                votes.value,
-                list(record.past),
-                [list(one) for one in record.book],
-            ]
-        )
-        return packed
+        fields = [
+            _VERSION,
+            record.boot_seq,
+            self._packed,
+            list(votes.promised),
+            list(votes.accepted),
+            votes.value,
+            list(record.past),
+        ]
+        # An array is its header and its items, one behind the other.
+        header: bytes = msgpack.Packer().pack_array_header(len(fields) + 1)
+        return b"".join([header, *map(msgpack.packb, fields), self._packed_book])
 
 
 def _ballot(raw: Any) -> Ballot:
     counter, owner = row(raw, 2)
     return take_integer(counter), take_text(owner)
+
+
+def _votes(promised: Any, accepted: Any, value: Any) -> Votes:
+    return Votes(_ballot(promised), _ballot(accepted), take_value(value) if value else b"")
+
+
+def read_votes(payload: bytes) -> tuple[LogState | None, Votes]:
+    """The first part of a record: whose votes they are in which slot, and how they were cast."""
+    parts = msgpack.Unpacker(max_buffer_size=0)
+    parts.feed(payload)
+    if parts.read_array_header() != 8 or parts.unpack() != _VERSION:
+        bad("not a durable record of this version")
+    _, state, promised, accepted, value = (parts.unpack() for _ in range(5))
+    return (None if state == b"" else unpack_state(state)), _votes(promised, accepted, value)
 
 
 def read_record(payload: bytes) -> Record:
@@ -107,7 +125,7 @@ def read_record(payload: bytes) -> Record:
     return Record(
         boot_seq=take_integer(boot_seq),
         state=None if state == b"" else unpack_state(state),
-        votes=Votes(_ballot(promised), _ballot(accepted), take_value(value) if value else b""),
+        votes=_votes(promised, accepted, value),
         past=tuple(take_lineage(one) for one in items(past, 64)),
         book=tuple((take_peer(one), take_text(name), take_text(at)) for one, name, at in rows),
     )

@@ -18,7 +18,7 @@ other end should be told (`Endpoint.Refuse`); the time limit is the endpoint's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from decentral.errors import (
@@ -34,8 +34,10 @@ from decentral.errors import (
 from decentral.peer import packing
 from decentral.peer.credential import (
     MAX_CHAIN_BYTES,
+    NOTHING_REVOKED,
     ROLES,
     Chain,
+    Revoked,
     Role,
     pack_chain,
     run_id,
@@ -65,7 +67,7 @@ class RunContext:
     """Anybody may join, with or without a chain."""
     chain: Chain = ()
     """This peer's own, if it has one."""
-    revoked: frozenset[bytes] = frozenset()
+    revoked: Revoked = field(default_factory=lambda: NOTHING_REVOKED, hash=False)
 
     @property
     def run(self) -> bytes:
@@ -105,6 +107,8 @@ class Admitted:
     fingerprint: bytes
     observed: str
     """This peer's address as the other end sees it ("" if it does not say)."""
+    chain: Chain = ()
+    """What the other end has shown; empty in an open run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ class Admission:
         address as seen here; `now` is Unix time."""
         self.verdict: Verdict = None
         self._me = me
-        self._inbound = inbound
+        self.inbound = inbound
         self._peer = peer
         self._exporter = exporter
         self._hello = hello
@@ -156,6 +160,7 @@ class Admission:
             self._observed = ""
         self._bytes = 0
         self._role: Role = ROLES[0]
+        self._chain: Chain = ()
         self._expects: Callable[[bytes], list[bytes]] = (
             self._on_present if inbound else self._on_offer
         )
@@ -187,7 +192,7 @@ class Admission:
     def _start(self) -> list[bytes]:
         if self._peer == self._me.peer_id:
             raise SelfJoinError("the address leads back to this very peer")
-        if not self._inbound:
+        if not self.inbound:
             return []
         if self._run is None:
             raise RefusedError("this peer is itself still looking for a run")
@@ -260,13 +265,14 @@ class Admission:
         signature = packing.binary(proof, "a proof", 64)
         if not verify_signature(other, self._proof(purpose, mine=False), signature):
             raise CredentialError(f"{short(self._peer)} did not sign for this very link")
-        if other in run.revoked:
+        if run.authority in run.revoked.get(other, ()):
             raise CredentialError(f"credential of {short(self._peer)}: revoked")
+        self._chain = links
         if not links:
             if not run.open:
                 raise CredentialError(
                     NEEDS_INVITE
-                    if self._inbound
+                    if self.inbound
                     else f"{short(self._peer)} cannot show that it belongs to this run"
                 )
             return ROLES[0]
@@ -284,7 +290,7 @@ class Admission:
     def _admitted(self, run: RunContext, role: Role, hello: Hello, observed: str) -> Admitted:
         return Admitted(
             peer=self._peer, name=hello.name, role=role, run=run, addresses=hello.addresses,
-            fingerprint=hello.fingerprint, observed=observed,
+            fingerprint=hello.fingerprint, observed=observed, chain=self._chain,
         )  # fmt: skip
 
 

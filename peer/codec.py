@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any, TypeVar, get_type_hints
 
 import msgpack
@@ -18,6 +19,7 @@ from decentral.peer.entries import unpack_any
 from decentral.peer.fields import Kind, bad
 
 MAX_MESSAGE_BYTES = 2 << 20
+MAX_CACHED_BYTES = 8192
 
 T = TypeVar("T")
 _CODES: dict[type[Any], str] = {}
@@ -53,8 +55,26 @@ def pack(msg: object) -> bytes:
 
 def unpack(payload: bytes) -> Any:
     """The message in these bytes. Raises ProtocolError for anything malformed or too large."""
+    if len(payload) <= MAX_CACHED_BYTES:
+        return _unpack_again(payload)
     if len(payload) > MAX_MESSAGE_BYTES:
         bad(f"a control message of {len(payload)} bytes is too large")
+    return _unpack_large(payload)
+
+
+@lru_cache(maxsize=2048)
+def _unpack_again(payload: bytes) -> Any:
+    """Messages cannot be changed: peers of one process share what was sent to all of them."""
+    return _unpack(payload)
+
+
+@lru_cache(maxsize=4)
+def _unpack_large(payload: bytes) -> Any:
+    """What a crowd is told at once: who takes part, what is proposed."""
+    return _unpack(payload)
+
+
+def _unpack(payload: bytes) -> Any:
     raw = unpack_any(payload)
     if type(raw) is not list or not raw or type(raw[0]) is not str:
         bad("a control message is not a list that starts with its code")
@@ -65,3 +85,13 @@ def unpack(payload: bytes) -> Any:
     if len(raw) != len(takes) + 1:
         bad(f"a {cls.__name__} message has {len(raw) - 1} fields, not {len(takes)}")
     return cls(*[take(value) for take, value in zip(takes, raw[1:], strict=True)])
+
+
+def code_of(cls: type[Any]) -> str:
+    """The code of a kind of message."""
+    return _CODES[cls]
+
+
+def message_types() -> tuple[type[Any], ...]:
+    """Every kind of message there is."""
+    return tuple(_CODES)

@@ -27,6 +27,7 @@ class Peering:
     since: float
     hello: Hello | None = None
     hello_at: float = 0.0
+    """When it last said something new about where it is a member."""
     told_slot: int = -1
     """The other end knows, or has been sent, everything below this slot of our lineage."""
 
@@ -46,11 +47,15 @@ class Context:
     now: float = 0.0
     out: list[Action] = field(default_factory=list)
     links: dict[PeerId, Peering] = field(default_factory=dict)
+    inside: dict[str, dict[PeerId, None]] = field(default_factory=dict)
+    """Per lineage: the linked peers that say they are its members."""
     names: dict[PeerId, str] = field(default_factory=dict)
     loopback: deque[Any] = field(default_factory=deque)
     """Messages to oneself: handled before `handle` returns, like any other."""
     standings: int = 0
     """Grows whenever who is reachable may have changed."""
+    acting: bool = False
+    """We do the coordinator's work."""
     dirty: bool = True
     """Something changed that the coordinator's duties may depend on."""
 
@@ -58,6 +63,30 @@ class Context:
         """Links, opinions or the log moved: look again at who is there and what is due."""
         self.standings += 1
         self.dirty = True
+
+    def greeted(self, peer: PeerId, hello: Hello) -> None:
+        """The other end of a link says how it stands now."""
+        peering = self.links[peer]
+        before, peering.hello = peering.hello, hello
+        self._forget(peer, before)
+        if before is None or (before.member, before.lineage) != (hello.member, hello.lineage):
+            peering.hello_at = self.now
+        if hello.member:
+            self.inside.setdefault(hello.lineage, {})[peer] = None
+
+    def unlinked(self, peer: PeerId) -> bool:
+        """The link is gone; False if there was none."""
+        peering = self.links.pop(peer, None)
+        if peering is not None:
+            self._forget(peer, peering.hello)
+        return peering is not None
+
+    def _forget(self, peer: PeerId, hello: Hello | None) -> None:
+        if hello is not None and hello.member:
+            there = self.inside[hello.lineage]
+            del there[peer]
+            if not there:
+                del self.inside[hello.lineage]
 
     def send(self, peer: PeerId, msg: object, *, urgent: bool = True) -> None:
         if peer == self.me:

@@ -1,10 +1,10 @@
-"""What the coordinator does about rounds: collect, freeze, start, compare, propose.
+"""What the coordinator does about the rounds of one tag: collect, freeze, start, compare, propose.
 
-    collecting ──▶ all members have offered ──▶ attempt ──▶ all roots equal ──▶ RoundEntry
-        ▲  │                                     │  │            └─ majority root: the same, the
-        │  └─ only stragglers missing: CloseRound│  │               odd ones fetch
-        │     only the hung missing: evict them  │  └─ none: next attempt
-        └───────── Abort ◀── failure, death, timeout
+    collecting ──▶ all have offered, or K and the ──▶ attempt ──▶ all roots equal ──▶ RoundEntry
+        ▲  │       grace window is over                │  │        └─ majority root: the same,
+        │  └─ only stragglers missing: CloseRound      │  │           the odd ones fetch
+        │     only the hung missing: evict them        │  └─ none: next attempt
+        └───────── Abort ◀── failure, death, timeout ──┘
 
 Nothing here is durable: a new coordinator collects afresh, and members refuse attempt numbers
 that they have seen.
@@ -13,21 +13,27 @@ that they have seen.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
+from math import inf
 
 from decentral.peer.context import Context
+from decentral.peer.evictions import Evictions
+from decentral.peer.fields import HEARSAY, no_leap
 from decentral.peer.member import ALIVE
 from decentral.peer.membership import Membership
-from decentral.peer.messages import Abort, Close, Failed, Offer, Result, Start, Stuck
+from decentral.peer.messages import Abort, Close, Failed, Offer, Result, Start
 from decentral.peer.protocol import RollbackEntry, RoundEntry
 from decentral.peer.replica import Replica
 from decentral.peer.views_log import LogState
 from decentral.types import Contribution, PeerId
 
 MIN_GRACE_S = 1.0
-UNLINKED_S = 6.0
-"""A member that others have no link to for so long goes, however alive it seems to some."""
+HELD_UP_S = 1.0
+"""An attempt that lasts so long is looked at: does it wait for somebody who may be dead?"""
 BLAMES = 3
+NOBODY_HOLDS = "nobody holds a later one any more"
+"""Why a run goes back that nobody has asked to."""
 
 
 @dataclass(slots=True)
@@ -39,25 +45,41 @@ class _Attempt:
     started_at: float
     roots: dict[PeerId, bytes] = field(default_factory=dict)
     entry: RoundEntry | None = None
+    looked_at: bool = False
+    """After `HELD_UP_S`."""
 
 
 class Coordinator:
-    def __init__(self, ctx: Context, replica: Replica, membership: Membership) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        replica: Replica,
+        membership: Membership,
+        evictions: Evictions,
+        tag: str,
+    ) -> None:
         self.ctx = ctx
         self.replica = replica
         self.membership = membership
+        self.evictions = evictions
+        self.tag = tag
         self.offers: dict[PeerId, Offer] = {}
+        self._idle: set[PeerId] = set()
+        """Whoever says that it takes no part in this tag."""
+        self._due = -1
+        self._ready: set[PeerId] = set()
+        """Whose offers are work for round `_due`."""
         self.attempt: _Attempt | None = None
-        self.evict: dict[PeerId, str] = {}
-        """Members to be taken out of the view, and why."""
         self._attempt_seen = 0
+        self._seen_here = 0
+        """The same, of attempts that this peer has begun or seen itself."""
         self._failures = 0
         self._retry_at = 0.0
         self._since = 0.0
         self._half_at: float | None = None
+        self._enough_at: float | None = None
+        """Since when K members have contributed."""
         self._blames: Counter[PeerId] = Counter()
-        self._stuck: set[PeerId] = set()
-        self._unlinked: dict[tuple[PeerId, PeerId], float] = {}
         self._closed: set[PeerId] = set()
 
     # -------------------------------------------------------------- collecting
@@ -65,84 +87,138 @@ class Coordinator:
     def on_offer(self, peer: PeerId, msg: Offer) -> None:
         if msg.lineage != self.replica.lineage:
             return
+        self._believe(peer, msg.attempt_seen)
         self.replica.in_step(peer, msg.lineage, msg.slot)
         self.offers[peer] = msg
-        self._attempt_seen = max(self._attempt_seen, msg.attempt_seen)
-        pairs = {(peer, other) for other in msg.unlinked}
-        for pair in [one for one in self._unlinked if one[0] == peer and one not in pairs]:
-            del self._unlinked[pair]
-        for pair in pairs:
-            self._unlinked.setdefault(pair, self.ctx.now)
+        (self._idle.discard if msg.takes else self._idle.add)(peer)
+        (self._ready.add if msg.ready and msg.round == self._due else self._ready.discard)(peer)
+        self.evictions.heard(peer, msg.unlinked, msg.step_ms)
         self.ctx.dirty = True
 
-    def on_stuck(self, peer: PeerId, msg: Stuck) -> None:
-        state = self.replica.state
-        if state is not None and (msg.lineage, msg.round) == (state.view.lineage, state.round):
-            self._stuck.add(msg.peer)
-            self.ctx.dirty = True
+    def _believe(self, peer: PeerId, attempt_seen: int) -> None:
+        """Our next attempt needs a number above all that members have seen."""
+        if not self.replica.counts(peer):
+            return
+        if peer == self.ctx.me:
+            self._seen_here = max(self._seen_here, attempt_seen)
+        else:
+            no_leap(attempt_seen, self._seen_here, "attempt", HEARSAY)
+        self._attempt_seen = max(self._attempt_seen, attempt_seen)
 
     def forget(self, peer: PeerId) -> None:
         """A new process of this peer, or none: what the old one offered is void."""
         self.offers.pop(peer, None)
+        self._idle.discard(peer)
+        self._ready.discard(peer)
 
     def new_round(self) -> None:
         self.attempt = None
-        self._attempt_seen = self._failures = 0
-        self._retry_at, self._since, self._half_at = 0.0, self.ctx.now, None
+        self._attempt_seen = self._seen_here = self._failures = 0
+        self._retry_at, self._since = 0.0, self.ctx.now
+        self._half_at = self._enough_at = None
         self._blames.clear()
-        self._stuck.clear()
         self._closed.clear()
-        self.evict.clear()
 
     def new_view(self, members: tuple[PeerId, ...]) -> None:
         self.attempt = None
         self._retry_at = 0.0
-        self.offers = {peer: one for peer, one in self.offers.items() if peer in members}
-        self._unlinked = {
-            pair: at for pair, at in self._unlinked.items() if set(pair) <= set(members)
-        }
+        for peer in self.offers.keys() - set(members):
+            self.forget(peer)
         self._blames.clear()
-        self.evict.clear()
 
     def stop_reason(self) -> str:
         return next((one.stop for _, one in sorted(self.offers.items()) if one.stop), "")
 
     def durable_round(self, state: LogState) -> int:
-        """The highest round that a majority of the view has on disk."""
+        """The highest round that a majority of those who take part has on disk."""
+        scope = state.scope(self.tag)
         rounds = sorted(
-            (self.offers[peer].durable_round if peer in self.offers else 0)
-            for peer in state.view.members
+            self.offers[peer].durable_round if peer in self.offers else 0
+            for peer in self._takers(state)
         )
-        held = rounds[len(rounds) - state.view.majority]
-        return max(min(held, state.round), state.durable_round)
+        held = rounds[len(rounds) - (len(rounds) // 2 + 1)] if rounds else 0
+        return max(min(held, scope.round), scope.durable_round)
+
+    def kept(self, state: LogState, number: int) -> bool:
+        """Whether some member's disk can give the state of that round back."""
+        offers = (self.offers.get(peer) for peer in state.view.members)
+        return any(
+            one is not None and (number in one.kept or one.held_round == number) for one in offers
+        )
+
+    def _takers(self, state: LogState) -> Sequence[PeerId]:
+        """Members that take part in this tag, as far as they have said."""
+        members = state.view.members
+        return [peer for peer in members if peer not in self._idle] if self._idle else members
+
+    def _with_work(self, state: LogState) -> set[PeerId]:
+        """Whoever has work for the round that is due: no work counts for another (I6)."""
+        due = state.scope(self.tag).round + 1
+        if due != self._due:
+            self._due = due
+            self._ready = {p for p, one in self.offers.items() if one.ready and one.round == due}
+        return self._ready
 
     # -------------------------------------------------------------- driving
 
-    def drive(self, state: LogState, reachable: set[PeerId]) -> RoundEntry | RollbackEntry | None:
+    def drive(self, state: LogState, reachable: Set[PeerId]) -> RoundEntry | RollbackEntry | None:
         """Do what is due; returns what is to be proposed now, if anything."""
-        if state.stop or state.root == b"":
+        if state.stop or not state.founded:
             return None
         attempt = self.attempt
         if attempt is not None:
             return self._watch(state, attempt, reachable)
-        members = state.view.members
         back = self._rollback(state)
-        if back is not None:
+        if back is not None or state.paused:
             return back
-        missing = [peer for peer in members if not self._ready(state, peer)]
-        if missing:
-            self._hurry(state, missing)
-        elif self.ctx.now >= self._retry_at and all(
-            peer in reachable and (peer == self.ctx.me or self.membership.state(peer) == ALIVE)
-            for peer in members
+        takers, work = self._takers(state), self._with_work(state)
+        there = [peer for peer in takers if self._heard(peer, reachable)]
+        if not self._can_commit(state, there, reachable):
+            there = list(takers)  # without those in doubt nothing could be committed
+        ready = [peer for peer in there if peer in work]
+        missing = [peer for peer in there if peer not in work]
+        if missing and not self._enough(ready, there):
+            self._hurry(state, ready, missing)
+        elif (
+            ready
+            and self.ctx.now >= self._retry_at
+            and all(self._heard(peer, reachable) for peer in ready)
         ):
-            self._start(state)
+            self._start(state, tuple(ready))
         return None
 
+    def _heard(self, peer: PeerId, reachable: Set[PeerId]) -> bool:
+        """Nobody doubts that it lives. Whoever is doubted is still a member and may be back in a
+        moment, but a round does not wait for that: its work is counted in the next one."""
+        return peer == self.ctx.me or (peer in reachable and self.membership.state(peer) == ALIVE)
+
+    def _can_commit(self, state: LogState, heard: list[PeerId], reachable: Set[PeerId]) -> bool:
+        """Whether a round of these could be voted through: by those who do not take part, too."""
+        if len(heard) >= state.view.majority:
+            return True
+        votes = sum(self._heard(peer, reachable) for peer in state.view.members)
+        return bool(heard) and votes >= state.view.majority
+
+    def _enough(self, ready: list[PeerId], takers: Sequence[PeerId]) -> bool:
+        """Whether the round may close without those who are missing: K are there, and those who
+        were almost as quick have had their grace."""
+        least = self.ctx.config.min_contributors
+        if not least or len(ready) < min(least, len(takers)):
+            self._enough_at = None
+            return False
+        if self._enough_at is None:
+            self._enough_at = self.ctx.now
+        return self.ctx.now >= self._enough_at + self.ctx.config.grace_s
+
     def next_timer(self) -> float:
-        if self.attempt is not None:
-            return self.attempt.started_at + self.ctx.config.reduce_timeout_s
-        return self._retry_at if self._retry_at else float("inf")
+        attempt = self.attempt
+        if attempt is not None:
+            patience_s = self.ctx.config.reduce_timeout_s if attempt.looked_at else HELD_UP_S
+            return attempt.started_at + patience_s
+        if not self._retry_at and self._enough_at is None:
+            return inf
+        grace_over = inf if self._enough_at is None else self._enough_at + self.ctx.config.grace_s
+        return min(self._retry_at or inf, grace_over if grace_over > self.ctx.now else inf)
 
     def due(self) -> bool:
         """Whether a timer of ours has run out; a pause before the next attempt ends with it."""
@@ -151,24 +227,28 @@ class Coordinator:
         over = 0.0 < self._retry_at <= self.ctx.now
         if over:
             self._retry_at = 0.0
+        if self._enough_at is not None:
+            over = over or self.ctx.now >= self._enough_at + self.ctx.config.grace_s
         return over
 
-    def _ready(self, state: LogState, peer: PeerId) -> bool:
-        offer = self.offers.get(peer)
-        return offer is not None and offer.ready and self.current(state, offer)
+    def closing(self, state: LogState) -> bool:
+        """Whether half of those who have been in since its begin have contributed to the round."""
+        if state.paused:
+            return False
+        takers, begun = self._takers(state), state.scope(self.tag).slot
+        entered = dict(state.entered)
+        there = [peer for peer in takers if entered[peer] < begun] or takers
+        ready = self._with_work(state).intersection(there)
+        return bool(there) and 2 * len(ready) >= len(there)
 
-    @staticmethod
-    def current(state: LogState, offer: Offer) -> bool:
-        """Whether an offer is for the round that is due: no work counts for another (I6)."""
-        return offer.round == state.round + 1
-
-    def _start(self, state: LogState) -> None:
+    def _start(self, state: LogState, participants: tuple[PeerId, ...]) -> None:
         self._retry_at = 0.0
-        members = state.view.members
         contributions = []
-        for peer in members:
+        for peer in participants:
             offer = self.offers[peer]
-            one = Contribution(peer=peer, tokens=offer.tokens, leases=offer.leases)
+            one = Contribution(
+                peer=peer, tokens=offer.tokens, leases=offer.leases, staleness=offer.staleness
+            )
             if state.ledger.allows(one):
                 contributions.append(one)
             else:
@@ -177,35 +257,28 @@ class Coordinator:
                 )
                 self.ctx.fault("bad-lease", peer, says)
         # Unique among rival coordinators of this view, and above whatever anybody has seen.
+        members, due = state.view.members, state.scope(self.tag).round + 1
         size = len(members)
         turn = self._attempt_seen // size + (1 if self._attempt_seen else 0)
         number = turn * size + members.index(self.ctx.me) + 1
         while number <= self._attempt_seen:
             number += size
-        self._attempt_seen = number
-        self.attempt = _Attempt(
-            number, state.round + 1, members, tuple(contributions), self.ctx.now
-        )
-        self.ctx.send_all(
-            members,
-            Start(
-                state.view.lineage,
-                state.slot,
-                state.round + 1,
-                number,
-                members,
-                tuple(contributions),
-            ),
-        )
+        self._attempt_seen = self._seen_here = number
+        who = (participants, tuple(contributions))
+        self.attempt = _Attempt(number, due, *who, self.ctx.now)
+        start = Start(state.view.lineage, state.slot, self.tag, due, number, *who)
+        self.ctx.send_all(participants, start)
 
     def _watch(
-        self, state: LogState, attempt: _Attempt, reachable: set[PeerId]
+        self, state: LogState, attempt: _Attempt, reachable: Set[PeerId]
     ) -> RoundEntry | None:
         if attempt.entry is not None:
             return attempt.entry
         lost = [peer for peer in attempt.participants if peer not in reachable]
         if lost:
             self.abort(f"{self.ctx.called(lost[0])} is gone")
+        elif self._held_up(state, attempt, reachable):
+            self._fail("a participant has not been heard of for a while")
         elif self.ctx.now >= attempt.started_at + self.ctx.config.reduce_timeout_s:
             for peer in attempt.participants:
                 if peer not in attempt.roots:
@@ -213,11 +286,23 @@ class Coordinator:
             self._fail("the attempt took too long")
         return None
 
+    def _held_up(self, state: LogState, attempt: _Attempt, reachable: Set[PeerId]) -> bool:
+        """Whether it waits for somebody in doubt, and the others could do without."""
+        if self.ctx.now < attempt.started_at + HELD_UP_S:
+            return False
+        attempt.looked_at = True
+        heard = [peer for peer in attempt.participants if self._heard(peer, reachable)]
+        silent = [peer for peer in attempt.participants if peer not in heard]
+        return self._can_commit(state, heard, reachable) and any(
+            peer not in attempt.roots for peer in silent
+        )
+
     def abort(self, says: str) -> None:
         """Call the running attempt off everywhere."""
         attempt, self.attempt = self.attempt, None
         if attempt is not None:
-            msg = Abort(self.replica.lineage, attempt.round, attempt.number, says[:1000])
+            lineage = self.replica.lineage
+            msg = Abort(lineage, self.tag, attempt.round, attempt.number, says[:1000])
             self.ctx.send_all(attempt.participants, msg)
             self.ctx.dirty = True
 
@@ -228,7 +313,8 @@ class Coordinator:
         self._retry_at = self.ctx.now + self.ctx.jitter(wait_s)
         worst = self._blames.most_common(1)
         if worst and worst[0][1] >= BLAMES:
-            self.evict[worst[0][0]] = f"{BLAMES} attempts failed because of it ({says})"
+            says = f"{BLAMES} attempts failed because of it ({says})"
+            self.evictions.due[worst[0][0]] = says
 
     # -------------------------------------------------------------- outcomes
 
@@ -255,10 +341,11 @@ class Coordinator:
             state_root=root,
             durable_round=self.durable_round(state),
             stop=self.stop_reason(),
+            tag=self.tag,
         )
 
     def on_failed(self, peer: PeerId, msg: Failed) -> None:
-        self._attempt_seen = max(self._attempt_seen, msg.attempt_seen)
+        self._believe(peer, msg.attempt_seen)
         attempt = self._attempt_of(peer, msg.lineage, msg.round, msg.attempt)
         if attempt is not None:
             if msg.suspect is not None:
@@ -273,52 +360,44 @@ class Coordinator:
 
     # -------------------------------------------------------------- waiting for some
 
-    def _hurry(self, state: LogState, missing: list[PeerId]) -> None:
-        now, members = self.ctx.now, state.view.members
-        ready = len(members) - len(missing)
-        if 2 * ready >= len(members):
+    def _hurry(self, state: LogState, ready: list[PeerId], missing: list[PeerId]) -> None:
+        now = self.ctx.now
+        if len(ready) >= len(missing):
             self._half_at = self._half_at or now
-        new = {peer for peer in members if state.entry_of(peer)[1] == state.round > 0}
+        # Who entered after the last round has no full round's work to show yet.
+        scope = state.scope(self.tag)
+        entered = dict(state.entered)
+        new = scope.slot > 0 and all(entered[peer] >= scope.slot for peer in missing)
         grace_s = self.ctx.config.straggler_grace * ((self._half_at or now) - self._since)
         late = self._half_at is not None and now > self._half_at + max(MIN_GRACE_S, grace_s)
-        if (ready and set(missing) <= new) or late:
+        if (ready and new) or late:
             hurried = [peer for peer in missing if peer not in self._closed]
             self._closed |= set(hurried)
-            self.ctx.send_all(hurried, Close(state.view.lineage, state.round + 1))
-        patience_s = self.ctx.config.hung_after_s
-        if self._half_at is not None and now > self._half_at + patience_s:
-            hung = [
-                peer
-                for peer in missing
-                if peer in self._stuck or self.membership.stalled_s(peer) > patience_s
-            ]
-            if hung == missing:
-                for peer in hung:
-                    self.evict[peer] = f"no progress for {patience_s:.0f} s while all others wait"
-
-    def unlinked(self, state: LogState) -> None:
-        """Evict whoever most members have had no link to for too long."""
-        long_ago = self.ctx.now - UNLINKED_S
-        pairs = [pair for pair, at in self._unlinked.items() if at <= long_ago]
-        count = Counter(peer for pair in pairs for peer in pair)
-        if count:
-            members = state.view.members
-            inside = [peer for peer in count if peer in members]
-            if inside:
-                worst = max(inside, key=lambda peer: (count[peer], members.index(peer)))
-                self.evict.setdefault(worst, "other members cannot link to it")
+            self.ctx.send_all(hurried, Close(state.view.lineage, self.tag, scope.round + 1))
+        evictions = self.evictions
+        hung = []
+        for peer in missing:
+            patience_s = evictions.patience_s(peer)
+            if self._half_at is None or now <= self._half_at + patience_s:
+                return
+            if peer not in evictions.stuck and self.membership.stalled_s(peer) <= patience_s:
+                return
+            hung.append((peer, f"no progress for {patience_s:.0f} s while all others wait"))
+        evictions.due.update(hung)
 
     def _rollback(self, state: LogState) -> RollbackEntry | None:
         """Nobody holds the last committed state any more: back to the newest that somebody does."""
         best: tuple[int, bytes] = (-1, b"")
-        known = {(one.round, one.root) for one in state.history}
-        for peer in state.view.members:
+        scope = state.scope(self.tag)
+        for peer in self._takers(state):
             offer = self.offers.get(peer)
-            if offer is None or not offer.held_known or offer.slot != state.slot:
+            if offer is None or not offer.held_known or offer.round != scope.round + 1:
                 return None
             held = (offer.held_round, offer.held_root)
-            if held == (state.round, state.root):
+            if held == (scope.round, scope.root):
                 return None
-            if held in known:
+            if scope.committed(*held):
                 best = max(best, held)
-        return None if best[0] < 0 else RollbackEntry(round=best[0], state_root=best[1])
+        if best[0] < 0:
+            return None
+        return RollbackEntry(round=best[0], state_root=best[1], tag=self.tag, reason=NOBODY_HOLDS)

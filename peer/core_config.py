@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from decentral.types import PeerId
 
+MAX_TAGS = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreConfig:
@@ -18,6 +20,17 @@ class CoreConfig:
     """Digest of the recipe's names, shapes, dtypes and options; peers that differ are refused."""
     lease_samples: int = 0
     """Samples leased to each member per round; 0: the data has no stable ids."""
+    tags: tuple[str, ...] = ("",)
+    """What has rounds and a state of its own: the model ("" alone), or its fragments or modules.
+    Equal on all peers of a run."""
+    spectator: bool = False
+    """Linked, and told what is committed, but never a member: it does not ask to enter."""
+    takes: tuple[str, ...] | None = None
+    """The tags that this peer takes part in; None: all. Only those are held and fetched."""
+    min_contributors: int = 0
+    """K: a round may close on so many contributions (never voters); 0: all members'."""
+    grace_s: float = 0.0
+    """How long a round that has its K contributors waits for more."""
     probe_period_s: float = 0.7
     probe_timeout_s: float = 0.5
     indirect_probes: int = 3
@@ -37,6 +50,12 @@ class CoreConfig:
     """An attempt that has not finished after this is aborted."""
     hung_after_s: float = 60.0
     """No trainer progress for so long while others wait: evicted."""
+    full_mesh_up_to: int = 4096
+    """Up to so many members all are linked to all, which all-reduces need; in a larger crowd a
+    member is linked to the first few and to some neighbours."""
+    lifeguard: bool = True
+    """Off: plain SWIM, for comparison. Its times do not stretch when this peer itself is slow or
+    nobody confirms a suspicion, and suspects are not asked again out of turn."""
     straggler_grace: float = 0.5
     """Once half of the members have contributed, the others get this part of the time that took
     (and at least a second) before they are asked to close the round with what they have."""
@@ -44,6 +63,12 @@ class CoreConfig:
     def __post_init__(self) -> None:
         if len(self.run) != 32:
             raise ValueError("run id is 32 bytes")
+        if not self.tags or len(self.tags) > MAX_TAGS or len(set(self.tags)) != len(self.tags):
+            raise ValueError(f"tags are 1 to {MAX_TAGS} different names")
+        if self.takes is not None and not set(self.takes) <= set(self.tags):
+            raise ValueError("a peer takes part in tags that the run has")
+        if self.min_contributors < 0 or self.grace_s < 0:
+            raise ValueError("min_contributors and grace_s are not negative")
         if self.on_quorum_loss not in ("fork", "pause"):
             raise ValueError(f"on_quorum_loss is 'fork' or 'pause', not {self.on_quorum_loss!r}")
         for name in ("probe_period_s", "probe_timeout_s", "suspicion_s", "closed_suspicion_s"):
@@ -58,7 +83,10 @@ class CoreStatus:
     lineage: str
     epoch: int
     round: int
+    """Of the first tag, as `durable_round`."""
     durable_round: int
+    paused: str
+    """Why no round begins; "" while they do."""
     members: Mapping[PeerId, str]
     """Peer → "alive", "suspect", "dead", "left" or "joining"."""
     names: Mapping[PeerId, str]

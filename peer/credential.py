@@ -13,9 +13,12 @@ import base64
 import hashlib
 import secrets
 import textwrap
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, TypeAlias, cast, get_args
 
 from decentral.errors import ConfigError, CredentialError, DecentralError, ProtocolError
@@ -88,6 +91,9 @@ class Credential:
 
 Chain: TypeAlias = tuple[Credential, ...]
 """From the authority's own signature to the peer's credential."""
+Revoked: TypeAlias = Mapping[bytes, AbstractSet[bytes]]
+"""Public key or serial → who has revoked it (public keys). See `revocation.py`."""
+NOTHING_REVOKED: Revoked = MappingProxyType({})
 
 
 def issue(
@@ -108,17 +114,23 @@ def issue(
     return replace(unsigned, signature=signer.sign(unsigned.signed_bytes()))
 
 
+@lru_cache(maxsize=1024)
+def _verify_shared(issuer: bytes, signed: bytes, signature: bytes) -> bool:
+    """Of a credential that others were let in with: it comes with each of them."""
+    return verify_signature(issuer, signed, signature)
+
+
 def verify(
     chain: Chain,
     authority: bytes,
     subject: bytes,
     now: float,
-    revoked: AbstractSet[bytes] = frozenset(),
+    revoked: Revoked = NOTHING_REVOKED,
 ) -> Role:
     """Check that `chain` leads from `authority` to `subject`; the role it gives.
 
-    `revoked` holds public keys (the peer, and all that it invited) and serials. Raises
-    CredentialError with a sentence about the first link that fails.
+    Whatever in it is revoked by somebody above it takes all below with it. Raises CredentialError
+    with a sentence about the first link that fails.
     """
     who = peer_id(subject)
     run = run_id(authority)
@@ -136,23 +148,34 @@ def verify(
             raise _no(who, f"signed by {_name(issuer)}, who may not invite")
         if ROLES.index(link.role) < ROLES.index(role):
             raise _no(who, f"signed by {_name(issuer)}, whose role {role} cannot give {link.role}")
-        if not verify_signature(link.issuer, link.signed_bytes(), link.signature):
+        last = position == len(chain) - 1
+        check = verify_signature if last else _verify_shared
+        if not check(link.issuer, link.signed_bytes(), link.signature):
             raise _no(who, f"the signature of {_name(issuer)} is wrong")
-        whose = (
-            "" if position == len(chain) - 1 else f"the one of its inviter {_name(link.subject)} "
-        )
+        whose = "" if last else f"the one of its inviter {_name(link.subject)} "
         if now > link.not_after + CLOCK_ERROR_S:
             raise _no(who, f"{whose}expired {span(now - link.not_after)} ago")
         if now < link.not_before - CLOCK_ERROR_S:
             raise _no(
                 who, f"{whose}is valid only in {span(link.not_before - now)}; check the clocks"
             )
-        if link.subject in revoked or link.serial in revoked:
+        if hit(chain[: position + 1], authority, revoked):
             raise _no(who, f"{whose}revoked")
         issuer, role = link.subject, link.role
     if issuer != subject:
         raise _no(who, f"made out to {_name(issuer)}, not to {_name(subject)}")
     return role
+
+
+def hit(chain: Chain, authority: bytes, revoked: Revoked) -> bool:
+    """Whether somebody in this chain is revoked by the authority or by somebody above in it."""
+    above = {authority}
+    for link in chain:
+        for named in (link.subject, link.serial):
+            if not above.isdisjoint(revoked.get(named, ())):
+                return True
+        above.add(link.subject)
+    return False
 
 
 def _no(who: str, why: str) -> CredentialError:

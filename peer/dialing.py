@@ -18,10 +18,13 @@ class Dialling:
         self.addresses: dict[PeerId, str] = {}
         self._due: dict[PeerId, float] = {}
         self._wait_s: dict[PeerId, float] = {}
+        self._soonest: float | None = None
+        """Of `_due`; None: not known any more."""
 
     def want(self, peer: PeerId, patience_s: float) -> None:
         """Dial within `patience_s` unless that is planned already."""
-        self._due.setdefault(peer, self.ctx.now + patience_s)
+        if peer not in self._due:
+            self._set(peer, self.ctx.now + patience_s)
 
     def now(self, peer: PeerId) -> None:
         """The link has just broken: try at once."""
@@ -31,26 +34,36 @@ class Dialling:
     def failed(self, peer: PeerId) -> None:
         if peer in self._due:
             wait_s = self._wait_s.get(peer, FIRST_S)
-            self._due[peer] = min(self._due[peer], self.ctx.now + self.ctx.jitter(wait_s))
+            self._set(peer, min(self._due[peer], self.ctx.now + self.ctx.jitter(wait_s)))
 
     def enough(self, peer: PeerId) -> None:
         """It is linked, or has left."""
-        self._due.pop(peer, None)
+        if self._due.pop(peer, None) is not None:
+            self._soonest = None
         self._wait_s.pop(peer, None)
 
     def next_timer(self) -> float:
-        return min(self._due.values(), default=float("inf"))
+        if self._soonest is None:
+            self._soonest = min(self._due.values(), default=float("inf"))
+        return self._soonest
 
     def tick(self) -> None:
+        if self.ctx.now < self.next_timer():
+            return
         for peer in [one for one, at in self._due.items() if self.ctx.now >= at]:
             del self._due[peer]
+            self._soonest = None
             if peer not in self.ctx.links:
                 self._dial(peer)
+
+    def _set(self, peer: PeerId, at: float) -> None:
+        self._due[peer] = at
+        self._soonest = None
 
     def _dial(self, peer: PeerId) -> None:
         wait_s = min(2 * self._wait_s.get(peer, FIRST_S / 2), MOST_S)
         self._wait_s[peer] = wait_s
-        self._due[peer] = self.ctx.now + self.ctx.jitter(wait_s + UNANSWERED_S)
+        self._set(peer, self.ctx.now + self.ctx.jitter(wait_s + UNANSWERED_S))
         address = self.addresses.get(peer, "")
         if address:
             self.ctx.out.append(Dial(peer, (address,)))

@@ -3,10 +3,15 @@
 A state is never mutated, so a pinned snapshot is a reference; it costs memory only once the
 trainer has moved on to other arrays. Pins are few, and end when the last fetcher is done, gone or
 silent for `pin_idle_s`.
+
+    ChunkWanted ─▶ its fetcher's queue ─▶ `max_serving` on their way ─▶ sent: the next one
+
+What has not begun can still be called off, and no fetcher's queue stands in front of another's.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,6 +22,7 @@ from decentral.peer.transfer import (
     MAX_PAGES,
     PAGE_BYTES,
     ChunkMissing,
+    ChunkUnwanted,
     ChunkWanted,
     ManifestMissing,
     ManifestPage,
@@ -24,6 +30,8 @@ from decentral.peer.transfer import (
     Release,
     StateWanted,
     TransferMessage,
+    UpdateOffer,
+    UpdateWanted,
     unpack_message,
 )
 from decentral.types import CommittedState, PeerId
@@ -54,6 +62,9 @@ class ServeChunk:
 
 
 DonorAction: TypeAlias = Tell | ServeChunk
+FOR_HOLDERS = (Pin, Release, StateWanted, ChunkWanted, ChunkUnwanted, UpdateWanted)
+ASKS = (Pin, StateWanted, ChunkWanted, UpdateWanted)
+"""Those of them that are answered where nothing is held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +75,15 @@ class DonorConfig:
     """A pin that nobody used for so long is released."""
     max_pins: int = 2
     """Snapshots kept besides the newest state; each may cost the memory of a whole state."""
-    max_serving: int = 16
-    """Chunks on their way to one peer at a time."""
+    max_serving: int = 4
+    """Chunks on their way to one peer at a time: what a dropped one may cost at most."""
+    max_updates: int = 8
+    """Updates of the last rounds that are kept, while anybody fetches."""
+    max_queued: int = 128
+    """Chunks that wait for that; who asks for more is told that this peer is busy."""
 
     def __post_init__(self) -> None:
-        if self.pin_idle_s <= 0 or self.max_pins < 1 or self.max_serving < 1:
+        if min(self.pin_idle_s, self.max_pins, self.max_serving, self.max_queued) <= 0:
             raise ConfigError("a donor needs positive limits")
 
 
@@ -80,23 +95,65 @@ class _Pinned:
     pages: list[bytes] = field(default_factory=list)
 
 
-class Donor:
-    """Serves the newest state and the pinned ones. Sans-IO."""
+@dataclass(slots=True)
+class _Guest:
+    """What one fetcher has asked for."""
 
-    def __init__(self, config: DonorConfig | None = None) -> None:
+    serving: set[int] = field(default_factory=set)
+    queue: deque[ServeChunk] = field(default_factory=deque)
+
+
+class Donor:
+    """Serves the newest state of one tag, and the pinned ones. Sans-IO."""
+
+    def __init__(self, config: DonorConfig | None = None, tag: str = "") -> None:
         self._config = config or DonorConfig()
+        self._tag = tag
         self._newest: CommittedState | None = None
+        self._retired = False
         self._pins: dict[bytes, _Pinned] = {}
-        self._serving: dict[PeerId, set[int]] = {}
+        self._guests: dict[PeerId, _Guest] = {}
+        self._updates: dict[bytes, _Pinned] = {}  # by the root of the state it leads to
+        self._interest: dict[PeerId, float] = {}  # who fetches, until when
+        self._questions: dict[bytes, tuple[int, set[PeerId]]] = {}  # about rounds to come
 
     @property
     def pinned_rounds(self) -> tuple[int, ...]:
         """Rounds whose state is kept for fetchers."""
         return tuple(sorted(pin.state.round for pin in self._pins.values()))
 
-    def hold(self, state: CommittedState | None) -> None:
+    @property
+    def wants_updates(self) -> bool:
+        """Whether somebody fetches a state, and will want what is committed meanwhile."""
+        return bool(self._interest)
+
+    def hold(self, state: CommittedState | None) -> list[DonorAction]:
         """This is the committed state now (None: none is held)."""
         self._newest = state
+        told: list[DonorAction] = []
+        for root, (number, peers) in list(self._questions.items()):
+            if state is not None and number <= state.round:  # it came without its update
+                del self._questions[root]
+                told += [Tell(peer, self._offer(number, root, None)) for peer in sorted(peers)]
+        return told
+
+    def retire(self) -> list[DonorAction]:
+        """Nothing newer will be held here: only what fetchers have pinned is served."""
+        self._newest, self._retired = None, True
+        questions, self._questions = self._questions, {}
+        return [
+            Tell(peer, self._offer(number, root, None))
+            for root, (number, peers) in questions.items()
+            for peer in sorted(peers)
+        ]
+
+    def hold_update(self, root: bytes, update: CommittedState, now: float) -> list[DonorAction]:
+        """What led to the state `root` of the update's round; given before that state is held."""
+        self._updates[root] = _Pinned(update, now)
+        while len(self._updates) > self._config.max_updates:
+            del self._updates[next(iter(self._updates))]
+        _, peers = self._questions.pop(root, (0, set()))
+        return [Tell(peer, self._offer(update.round, root, update)) for peer in sorted(peers)]
 
     def handle(self, peer: PeerId, payload: bytes, now: float) -> list[DonorAction]:
         """Answer a fetcher. ProtocolError, naming it, for a message that no fetcher sends."""
@@ -108,27 +165,44 @@ class Donor:
 
     def _handle(self, peer: PeerId, payload: bytes, now: float) -> list[DonorAction]:
         message = unpack_message(payload)
-        if not isinstance(message, Pin | Release | StateWanted | ChunkWanted):
+        if not isinstance(message, FOR_HOLDERS):
             raise ProtocolError(f"{type(message).__name__} is not for a holder")
         if isinstance(message, Release):
             self._release(peer, message.root)
             return []
+        if isinstance(message, ChunkUnwanted):
+            if (guest := self._guests.get(peer)) is not None:
+                guest.queue = deque(chunk for chunk in guest.queue if chunk.key != message.key)
+            return []
+        self._interest[peer] = now + self._config.pin_idle_s
+        if isinstance(message, UpdateWanted):
+            return self._update(peer, message)
         pin = self._pin(peer, message, now)
         if pin is None:
-            return [Tell(peer, _missing(message))]
+            return [Tell(peer, not_held(message))]
         if isinstance(message, StateWanted):
             return [Tell(peer, _page(pin, message))]
         if isinstance(message, ChunkWanted):
-            return [self._chunk(peer, pin, message)]
+            return self._chunk(peer, pin, message)
         return []
 
-    def sent(self, peer: PeerId, key: int) -> None:
-        """A chunk is on the wire, or failed: its place is free."""
-        self._serving.get(peer, set()).discard(key)
+    def sent(self, peer: PeerId, key: int, now: float) -> list[DonorAction]:
+        """A chunk has left, or failed: its place is free."""
+        guest = self._guests.get(peer)
+        if guest is None or key not in guest.serving:
+            return []
+        guest.serving.remove(key)
+        for pin in self._pins.values():  # whoever waits for a long queue is not idle
+            if peer in pin.peers:
+                pin.used_at = now
+        return self._serve(guest)
 
     def peer_down(self, peer: PeerId) -> None:
         """The link to a fetcher is gone."""
-        self._serving.pop(peer, None)
+        self._guests.pop(peer, None)
+        self._interest.pop(peer, None)
+        for _, peers in self._questions.values():
+            peers.discard(peer)
         for root in list(self._pins):
             self._release(peer, root)
 
@@ -136,14 +210,22 @@ class Donor:
         """Release what nobody used for a while."""
         idle = self._config.pin_idle_s
         self._pins = {r: p for r, p in self._pins.items() if now < p.used_at + idle}
+        self._interest = {peer: until for peer, until in self._interest.items() if now < until}
+        if not self._interest:
+            self._updates.clear()
+            self._questions.clear()
 
     def next_timer(self) -> float | None:
         """When `tick` is due."""
-        return min((p.used_at + self._config.pin_idle_s for p in self._pins.values()), default=None)
+        pins = (pin.used_at + self._config.pin_idle_s for pin in self._pins.values())
+        return min([*pins, *self._interest.values()], default=None)
 
     # ---------------------------------------------------------------------- parts
 
     def _pin(self, peer: PeerId, message: TransferMessage, now: float) -> _Pinned | None:
+        for update in self._updates.values():
+            if (update.state.root, update.state.round) == (message.root, message.round):
+                return update
         pin = self._pins.get(message.root)
         if pin is None:
             state = self._newest
@@ -163,30 +245,62 @@ class Donor:
             if not pin.peers:
                 del self._pins[root]
 
-    def _chunk(self, peer: PeerId, pin: _Pinned, wanted: ChunkWanted) -> DonorAction:
+    def _update(self, peer: PeerId, wanted: UpdateWanted) -> list[DonorAction]:
+        update = self._updates.get(wanted.root)
+        newest = self._newest
+        ahead = not self._retired and (newest is None or wanted.round > newest.round)
+        if update is None and ahead and len(self._questions) < self._config.max_updates:
+            self._questions.setdefault(wanted.root, (wanted.round, set()))[1].add(peer)
+            return []
+        state = None if update is None else update.state
+        return [Tell(peer, self._offer(wanted.round, wanted.root, state))]
+
+    def _chunk(self, peer: PeerId, pin: _Pinned, wanted: ChunkWanted) -> list[DonorAction]:
         array = pin.state.tensors.get(wanted.tensor)
         if array is None or wanted.index >= chunk_count(array.nbytes) or array.nbytes == 0:
             raise ProtocolError(
                 f"asks for chunk {wanted.index} of {wanted.tensor!r}, which the state has not"
             )
-        serving = self._serving.setdefault(peer, set())
-        if wanted.key in serving or len(serving) >= self._config.max_serving:
-            return Tell(peer, ChunkMissing(wanted.round, wanted.root, wanted.key, True).pack())
-        serving.add(wanted.key)
-        return ServeChunk(
-            peer=peer,
-            key=wanted.key,
-            tensor=wanted.tensor,
-            offset=wanted.index * CHUNK_BYTES,
-            size=chunk_bytes(array.nbytes, wanted.index),
-            array=array,
+        guest = self._guests.setdefault(peer, _Guest())
+        if wanted.key in guest.serving or len(guest.queue) >= self._config.max_queued:
+            busy = ChunkMissing(wanted.round, wanted.root, wanted.key, True, tag=self._tag)
+            return [Tell(peer, busy.pack())]
+        guest.queue.append(
+            ServeChunk(
+                peer=peer,
+                key=wanted.key,
+                tensor=wanted.tensor,
+                offset=wanted.index * CHUNK_BYTES,
+                size=chunk_bytes(array.nbytes, wanted.index),
+                array=array,
+            )
         )
+        return self._serve(guest)
+
+    def _serve(self, guest: _Guest) -> list[DonorAction]:
+        served: list[DonorAction] = []
+        while guest.queue and len(guest.serving) < self._config.max_serving:
+            chunk = guest.queue.popleft()
+            guest.serving.add(chunk.key)
+            served.append(chunk)
+        return served
+
+    def _offer(self, number: int, root: bytes, update: CommittedState | None) -> bytes:
+        if update is None:
+            return UpdateOffer(number, root, b"", 0, 0, tag=self._tag).pack()
+        sizes = (update.tensors[name].nbytes for name in ("update/data", "update/how"))
+        return UpdateOffer(number, root, update.root, *sizes, tag=self._tag).pack()
 
 
-def _missing(message: TransferMessage) -> bytes:
-    if isinstance(message, ChunkWanted):
-        return ChunkMissing(message.round, message.root, message.key, False).pack()
-    return ManifestMissing(message.round, message.root).pack()
+def not_held(message: TransferMessage) -> bytes:
+    """The answer of who has nothing of what a fetcher asks for."""
+    where = message.round, message.root
+    match message:
+        case ChunkWanted(key=key):
+            return ChunkMissing(*where, key, False, tag=message.tag).pack()
+        case UpdateWanted():
+            return UpdateOffer(*where, b"", 0, 0, tag=message.tag).pack()
+    return ManifestMissing(*where, tag=message.tag).pack()
 
 
 def _page(pin: _Pinned, wanted: StateWanted) -> bytes:
@@ -197,4 +311,5 @@ def _page(pin: _Pinned, wanted: StateWanted) -> bytes:
     if wanted.page >= len(pin.pages):
         raise ProtocolError(f"asks for page {wanted.page} of a manifest of {len(pin.pages)}")
     page = pin.pages[wanted.page]
-    return ManifestPage(wanted.round, wanted.root, wanted.page, len(pin.pages), page).pack()
+    where = wanted.round, wanted.root, wanted.page
+    return ManifestPage(*where, len(pin.pages), page, tag=wanted.tag).pack()

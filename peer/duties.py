@@ -10,13 +10,14 @@ coordinator leaves something undone acts in its place after a while; ballots set
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING
 
 from decentral.peer.acceptor import NO_BALLOT
 from decentral.peer.member import DEAD
 from decentral.peer.messages import Learned, LeaveRequest, Stuck
-from decentral.peer.protocol import Left, ViewEntry
-from decentral.peer.views_log import LogState
+from decentral.peer.protocol import Entry, Left, PauseEntry, RollbackEntry, ViewEntry
+from decentral.peer.views_log import LogState, changes
 from decentral.types import PeerId, View
 
 if TYPE_CHECKING:
@@ -26,16 +27,24 @@ UNTOLD_S = 3.0
 """A member that says it is none gets this long to learn that it is one."""
 FAREWELL_S = 2.0
 """A leaver waits this long for the others to know before it goes."""
+MIN_BATCH = 4
+"""So many newcomers may always enter together."""
+BATCH_S = 4.0
+"""Newcomers enter once in a round, or after so long: a stream of them makes few views."""
 REVIEW_S = 0.25
-IDLE_S = 1.0
+IDLE_S = 2.0
 MEET_S = 2.0
+LONELY_S = 5.0
+"""A member without any link dials all whom it has ever known, so often."""
 
 
 class Duties:
     def __init__(self, core: PeerCore) -> None:
         self.core = core
         self.ctx = core.ctx
-        self.leaving: dict[PeerId, str] = {}
+        self.leaving: dict[PeerId, int] = {}
+        """Members that want to leave, and which start of theirs does."""
+        self._leave_reason = ""
         self._goodbye: tuple[str, float] | None = None
         self._leave_since = 0.0
         self._left = False
@@ -46,46 +55,48 @@ class Duties:
         self._due_wait_s = 0.0
         self._unlinked_at: dict[PeerId, float] = {}
         self._stuck_said: set[PeerId] = set()
+        self._stuck_at = 0.0
         self._review_at = 0.0
-        self._reachable: set[PeerId] = set()
+        self._looked_at = -1
+        """The `standings` of which these four were found:"""
+        self._reachable: frozenset[PeerId] = frozenset()
+        self._wanted: tuple[PeerId, ...] = ()
+        self._unlinked: tuple[PeerId, ...] = ()
         self._any_dead = False
-        self._reachable_at = -1
         self._first: PeerId | None = None
         self._meet_at = 0.0
+        self._let_in: tuple[tuple[str, int], ...] = ()
+        self._let_in_at = 0.0
+        self._makes_room = False
+        """Newcomers have waited long enough for a moment without a round: none begins."""
+        self._rounds_at = float("inf")
+        """When the rounds that we coordinate are to be looked at."""
+        self._afoot = True
+        """Something is waited for: look again soon."""
 
     # -------------------------------------------------------------- who is there
 
-    def reachable(self) -> set[PeerId]:
+    def reachable(self) -> frozenset[PeerId]:
         """Members of the view that can take part in a decision now, ourselves among them."""
-        if self._reachable_at == self.ctx.standings:
-            return self._reachable
-        self._reachable_at = self.ctx.standings
-        self._reachable = self._find_reachable()
-        members = self.core.replica.state.view.members if self.core.replica.state else ()
-        self._first = next((peer for peer in members if peer in self._reachable), None)
-        self._any_dead = any(self.core.membership.dead(peer) for peer in members)
+        if self._looked_at != self.ctx.standings:
+            self._looked_at = self.ctx.standings
+            self._look_around()
         return self._reachable
 
-    def _find_reachable(self) -> set[PeerId]:
-        core = self.core
-        state = core.replica.state
+    def _look_around(self) -> None:
+        state, membership = self.core.replica.state, self.core.membership
         if state is None:
-            return set()
-        found = set()
-        for peer in state.view.members:
-            if peer == self.ctx.me:
-                found.add(peer)
-                continue
-            peering = self.ctx.links.get(peer)
-            hello = peering.hello if peering is not None else None
-            if (
-                hello is not None
-                and hello.member
-                and hello.lineage == state.view.lineage
-                and not core.membership.dead(peer)
-            ):
-                found.add(peer)
-        return found
+            self._reachable, self._first, self._any_dead = frozenset(), None, False
+            return
+        members = state.view.members
+        self._wanted = membership.links_wanted(members)
+        self._unlinked = tuple(peer for peer in self._wanted if peer not in self.ctx.links)
+        inside = self.ctx.inside.get(state.view.lineage, {})
+        away = frozenset(self._wanted).difference(inside)
+        living = membership.living(members)
+        self._reachable = living - away
+        self._first = next((peer for peer in members if peer in self._reachable), None)
+        self._any_dead = len(living) < len(members)
 
     def coordinator(self) -> PeerId | None:
         if not self.core.replica.member:
@@ -103,9 +114,11 @@ class Duties:
         return self._due_since is not None and self.ctx.now >= self._due_since + self._due_wait_s
 
     def _gone(self, peer: PeerId) -> bool:
-        """It lives, but as no member any more: a wiped disk, or it went over to others."""
+        """It lives, but not as a member of ours: a wiped disk, or it went over to others."""
         peering = self.ctx.links.get(peer)
-        if peering is None or peering.hello is None or peering.hello.member:
+        if peering is None or peering.hello is None:
+            return False
+        if peering.hello.member and peering.hello.lineage == self.core.replica.lineage:
             return False
         since = max(peering.hello_at, self._entered_at.get(peer, 0.0))
         return self.ctx.now - since > UNTOLD_S
@@ -113,6 +126,12 @@ class Duties:
     # -------------------------------------------------------------- after every event
 
     def run(self) -> None:
+        self._do_what_is_due()
+        self._afoot = self._pending()
+        self.ctx.acting = self.acting()
+        self._rounds_at = min(one.next_timer() for one in self.core.coordination.values())
+
+    def _do_what_is_due(self) -> None:
         core, ctx = self.core, self.ctx
         state = core.replica.state
         if ctx.now >= self._review_at:
@@ -130,12 +149,13 @@ class Duties:
             return
         reachable = self.reachable()
         core.forks.watch(reachable)
-        others = [peer for peer in state.view.members if peer != ctx.me]
-        unlinked = tuple(peer for peer in others if peer not in ctx.links)
-        core.membership.want(unlinked, 2.0)
-        self._note_unlinked(unlinked)
-        core.rounds.fetch(state, tuple(p for p in others if p in reachable))
-        core.rounds.offer(unlinked)
+        core.membership.want(self._unlinked, 2.0)
+        self._note_unlinked(self._unlinked)
+        for rounds in core.rounds.values():
+            if not rounds.holds(state):
+                rounds.fetch(state, tuple(p for p in self._wanted if p in reachable))
+            rounds.offer(self._unlinked)
+        core.wishes.drive(self.coordinator())
         self._say_stuck(state)
         self._meet_others(state)
         self._take_leave(state, reachable)
@@ -143,26 +163,52 @@ class Duties:
         if core.forks.lost_since is None and self.acting() and not core.views.busy():
             self._coordinate(state, reachable)
 
-    def _coordinate(self, state: LogState, reachable: set[PeerId]) -> None:
+    def _coordinate(self, state: LogState, reachable: Set[PeerId]) -> None:
         core = self.core
         votes = core.replica.votes
         first = self.coordinator() == self.ctx.me
         if votes.accepted != NO_BALLOT and self._stale_vote():
             core.views.propose(None)
             return
-        entry = self._next_view(state, reachable)
+        entry: Entry | None = self._next_view(state, reachable)
         if entry is not None:
-            core.coordination.abort("the view is about to change")
+            self._abort_all("the view is about to change")
             core.views.propose(entry)
         elif first:
-            step = core.coordination.drive(state, reachable)
-            if step is not None:
-                core.views.propose(step)
+            entry = self._wished(state) or self._drive_rounds(state, reachable)
+            if entry is not None:
+                core.views.propose(entry)
+
+    def _wished(self, state: LogState) -> Entry | None:
+        """What somebody has asked for, once it can be proposed."""
+        entry = self.core.wishes.entry(state)
+        if isinstance(entry, RollbackEntry):
+            self._abort_all("the run is about to go back")
+        elif isinstance(entry, PauseEntry) and entry.paused and self._attempting():
+            return None  # what has begun may finish
+        return entry
+
+    def _drive_rounds(self, state: LogState, reachable: Set[PeerId]) -> Entry | None:
+        pausing = self._makes_room or self.core.wishes.entry(state) is not None
+        # One slot at a time: what another tag has ready too waits for the next one.
+        steps = [
+            one.drive(state, reachable)
+            for one in self.core.coordination.values()
+            if one.attempt is not None or not pausing
+        ]
+        return next((step for step in steps if step is not None), None)
+
+    def _attempting(self) -> bool:
+        return any(one.attempt is not None for one in self.core.coordination.values())
+
+    def _abort_all(self, says: str) -> None:
+        for coordination in self.core.coordination.values():
+            coordination.abort(says)
 
     def _stale_vote(self) -> bool:
         return self.ctx.now - self.core.replica.voted_at > self.ctx.config.election_s
 
-    def _note_due(self, state: LogState, reachable: set[PeerId]) -> None:
+    def _note_due(self, state: LogState, reachable: Set[PeerId]) -> None:
         """Is something undone that the coordinator should have done?"""
         core = self.core
         votes = core.replica.votes
@@ -178,16 +224,21 @@ class Duties:
             self._due_since = self.ctx.now
             self._due_wait_s = self.ctx.jitter(self.ctx.config.election_s * (1 + 2 * rank))
 
-    def _next_view(self, state: LogState, reachable: set[PeerId]) -> ViewEntry | None:
+    def _next_view(self, state: LogState, reachable: Set[PeerId]) -> ViewEntry | None:
         """The view as it should be, if it is not."""
         core, me = self.core, self.ctx.me
-        core.coordination.unlinked(state)
+        core.evictions.find_unlinked(state)
+        if len(reachable) == len(state.view.members) and not (
+            self.leaving or core.evictions.due or self._unlinked_at or core.join.anybody_ready()
+        ):
+            self._makes_room = False
+            return None
         reasons: dict[PeerId, str] = {}
         for peer in state.view.members:
             if peer in self.leaving:
                 reasons[peer] = "left"
-            elif peer in core.coordination.evict:
-                reasons[peer] = core.coordination.evict[peer]
+            elif peer in core.evictions.due:
+                reasons[peer] = core.evictions.due[peer]
             elif peer == me:
                 continue
             elif core.membership.dead(peer):
@@ -196,9 +247,19 @@ class Duties:
                 reasons[peer] = "is no member any more"
             elif self.ctx.now - self._unlinked_at.get(peer, self.ctx.now) > 6.0:
                 reasons[peer] = "cannot be linked"
+        # In batches: whoever enters while a round closes holds it up, a stream of them for long.
+        # And no more than doubles the view: each links to all others, at the same moment.
         joiners = core.join.newcomers(state)
+        self._makes_room = core.join.kept_out(state, joiners)
+        just_let_in = state.rounds() == self._let_in and self.ctx.now < self._let_in_at + BATCH_S
+        if just_let_in and not self._makes_room:
+            joiners = []
+        if joiners and not self._makes_room:
+            closing = {tag for tag, one in core.coordination.items() if one.closing(state)}
+            joiners = [peer for peer in joiners if not closing & core.join.takes(peer)]
+        joiners = joiners[: max(MIN_BATCH, len(state.view.members))]
         urgent = any(why != "left" for why in reasons.values())
-        if core.coordination.attempt is not None and not urgent:
+        if self._attempting() and not urgent:
             return None
         kept = [peer for peer in state.view.members if peer not in reasons]
         members = tuple(kept + [peer for peer in joiners if peer not in self.leaving])
@@ -208,38 +269,48 @@ class Duties:
         if members == state.view.members:
             return None
         says = [f"{self.ctx.called(peer)} {why}" for peer, why in reasons.items()]
-        says += [f"{self.ctx.called(peer)} joins" for peer in joiners]
+        says += [f"{self.ctx.called(peer)} {core.join.how_it_comes(peer)}" for peer in joiners]
         view = View(lineage=state.view.lineage, epoch=state.view.epoch + 1, members=members)
         return ViewEntry(view=view, reason="; ".join(says)[:1000])
 
     def _note_unlinked(self, unlinked: tuple[PeerId, ...]) -> None:
+        if not unlinked:
+            self._unlinked_at.clear()
+            return
         for peer in unlinked:
             self._unlinked_at.setdefault(peer, self.ctx.now)
-        for peer in [one for one in self._unlinked_at if one not in unlinked]:
+        for peer in self._unlinked_at.keys() - set(unlinked):
             del self._unlinked_at[peer]
 
     def _say_stuck(self, state: LogState) -> None:
         """Report whoever shows no progress while our own work is done."""
         core = self.core
-        if core.rounds.contribution is None or core.rounds.running is not None:
+        if self.ctx.now < self._stuck_at:
             return
+        self._stuck_at = self.ctx.now + IDLE_S
+        idle = all(
+            one.contribution is not None and one.running is None
+            for one in core.rounds.values()
+            if one.takes
+        )
         to = self.coordinator()
-        if to is None:
+        if not idle or to is None:
             return
-        for peer in state.view.members:
-            if (
-                peer not in self._stuck_said
-                and peer != self.ctx.me
-                and core.membership.stalled_s(peer) > self.ctx.config.hung_after_s
-            ):
+        for peer in core.membership.links_wanted(state.view.members):
+            if peer not in self._stuck_said and core.membership.stalled_s(
+                peer
+            ) > core.evictions.patience_s(peer):
                 self._stuck_said.add(peer)
-                self.ctx.send(to, Stuck(state.view.lineage, state.round, peer))
+                self.ctx.send(to, Stuck(state.view.lineage, state.slot, peer))
 
     def _meet_others(self, state: LogState) -> None:
         """While two lineages touch, both keep comparing: the one that loses dissolves."""
         if self.ctx.now < self._meet_at:
             return
         self._meet_at = self.ctx.now + self.ctx.jitter(MEET_S)
+        if not self.ctx.links:
+            # Behind a NAT nobody can come to us: look whether those who left are back.
+            self.core.membership.want(list(self.core.membership.members), LONELY_S, left=True)
         for peer, peering in self.ctx.links.items():
             hello = peering.hello
             if hello is not None and hello.member and hello.lineage != state.view.lineage:
@@ -250,24 +321,28 @@ class Duties:
 
     def leave(self, reason: str) -> None:
         if self.ctx.me not in self.leaving:
-            self.leaving[self.ctx.me] = reason
+            self.leaving[self.ctx.me] = self.ctx.boot_seq
+            self._leave_reason = reason[:1000]
             self._leave_since = self.ctx.now
-            self.ctx.send_all(sorted(self.ctx.links), LeaveRequest(reason[:1000]))
+            self.ctx.send_all(sorted(self.ctx.links), LeaveRequest(self._leave_reason))
+            for rounds in self.core.rounds.values():
+                rounds.give_up("this peer leaves")
             self.ctx.dirty = True
 
     def on_leave_request(self, peer: PeerId, msg: LeaveRequest) -> None:
-        state = self.core.replica.state
-        if state is not None and peer in state.view.members:
-            self.leaving[peer] = msg.reason
+        state, peering = self.core.replica.state, self.ctx.links.get(peer)
+        hello = peering.hello if peering is not None else None
+        if hello is not None and state is not None and peer in state.view.members:
+            self.leaving[peer] = hello.boot_seq
             self.ctx.dirty = True
 
     def greet(self, peer: PeerId) -> None:
         """A new link: what its other end asked for before is void, what we ask for is not."""
         self.leaving.pop(peer, None)
         if self.ctx.me in self.leaving:
-            self.ctx.send(peer, LeaveRequest(self.leaving[self.ctx.me][:1000]))
+            self.ctx.send(peer, LeaveRequest(self._leave_reason))
 
-    def _take_leave(self, state: LogState, reachable: set[PeerId]) -> None:
+    def _take_leave(self, state: LogState, reachable: Set[PeerId]) -> None:
         if self.ctx.me not in self.leaving:
             return
         if state.view.members == (self.ctx.me,):
@@ -303,19 +378,24 @@ class Duties:
 
     def view_changed(self, slot: int, before: LogState, after: LogState) -> None:
         core, me = self.core, self.ctx.me
-        for peer in after.view.members:
-            if peer not in before.view.members:
-                self._entered_at[peer] = self.ctx.now
-        for peer in before.view.members:
-            if peer in after.view.members or peer == me:
+        came, gone = changes(before.view, after.view)
+        core.membership.vouched(came)
+        core.join.quarantine.entered(came, self.ctx.now)
+        for peer in came:
+            self._entered_at[peer] = self.ctx.now
+        if came:
+            self._let_in, self._let_in_at = after.rounds(), self.ctx.now
+        for peer in gone:
+            if peer == me:
                 continue
+            core.join.quarantine.removed(peer, self.ctx.now, clean=peer in self.leaving)
             if peer in self.leaving:
-                core.membership.left(peer)
+                core.membership.left(peer, self.leaving[peer])
                 self.ctx.fault("peer-left", peer, f"{self.ctx.called(peer)} has left.")
                 del self.leaving[peer]
-        gone = [p for p in before.view.members if p not in after.view.members and p != me]
-        self.ctx.send_all(gone, Learned(after.view.lineage, after.slot))
-        if me in before.view.members and me not in after.view.members:
+        others = [peer for peer in gone if peer != me]
+        self.ctx.send_all(others, Learned(after.view.lineage, after.slot))
+        if me in gone:
             if me in self.leaving:
                 self._remaining = after.view.members
                 self._goodbye = ("left", self.ctx.now + FAREWELL_S)
@@ -325,10 +405,15 @@ class Duties:
     # -------------------------------------------------------------- time
 
     def next_timer(self) -> float:
-        """Most waiting is done by looking again after a while, soon if something is afoot."""
-        if self._pending():
+        """Most waiting is done by looking again after a while, soon if something is afoot; else
+        together with a probe, which is due soon anyway."""
+        if self._afoot or self.core.replica.votes.accepted != NO_BALLOT:
             self._review_at = min(self._review_at, self.ctx.now + REVIEW_S)
-        return self._review_at
+            return min(self._review_at, self._rounds_at)
+        return self._rounds_at
+
+    def due(self) -> bool:
+        return self.ctx.now >= min(self._review_at, self._rounds_at)
 
     def _pending(self) -> bool:
         core = self.core
@@ -341,5 +426,5 @@ class Duties:
             or bool(self.leaving)
             or core.replica.votes.accepted != NO_BALLOT
             or len(self._reachable) != len(state.view.members)
-            or bool(core.coordination.evict)
+            or bool(core.evictions.due)
         )

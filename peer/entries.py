@@ -9,18 +9,21 @@ import msgpack
 
 from decentral.errors import ProtocolError
 from decentral.peer.fields import (
+    MAX_MEMBERS,
     MAX_VALUE_BYTES,
     bad,
     bytes_of,
     put_contributions,
     row,
     take_contributions,
+    take_flag,
     take_integer,
     take_lineage,
     take_peers,
+    take_tag,
     take_text,
 )
-from decentral.peer.protocol import Entry, RollbackEntry, RoundEntry, ViewEntry
+from decentral.peer.protocol import Entry, PauseEntry, RollbackEntry, RoundEntry, ViewEntry
 from decentral.types import View
 
 _take_root = bytes_of(32, 32)
@@ -29,7 +32,16 @@ _take_root = bytes_of(32, 32)
 def unpack_any(payload: bytes) -> Any:
     """msgpack → plain values; ProtocolError for whatever is not exactly one msgpack object."""
     try:
-        return msgpack.unpackb(payload, raw=False, use_list=True, strict_map_key=True)
+        return msgpack.unpackb(
+            payload,
+            raw=False,
+            use_list=True,
+            strict_map_key=True,
+            # The parser makes room for what an array announces before any of it has come.
+            max_array_len=MAX_MEMBERS,
+            max_map_len=0,
+            max_ext_len=0,
+        )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as why:
         raise ProtocolError("bytes are not msgpack", phase="control message") from why
 
@@ -62,9 +74,12 @@ def encode_entry(entry: Entry) -> bytes:
                 entry.state_root,
                 entry.durable_round,
                 entry.stop[:1024],
+                entry.tag,
             ]
         case RollbackEntry():
-            fields = ["b", entry.round, entry.state_root]
+            fields = ["b", entry.round, entry.state_root, entry.tag, entry.reason[:1024]]
+        case PauseEntry():
+            fields = ["p", entry.paused, entry.reason[:1024]]
     packed: bytes = msgpack.packb(fields)
     return packed
 
@@ -82,7 +97,7 @@ def decode_entry(payload: bytes) -> Entry:
             _, view, reason = row(raw, 3)
             return ViewEntry(view=take_view(view), reason=take_text(reason))
         case "r":
-            _, number, attempt, contributions, root, durable, stop = row(raw, 7)
+            _, number, attempt, contributions, root, durable, stop, tag = row(raw, 8)
             return RoundEntry(
                 round=take_integer(number),
                 attempt=take_integer(attempt),
@@ -90,10 +105,19 @@ def decode_entry(payload: bytes) -> Entry:
                 state_root=_take_root(root),
                 durable_round=take_integer(durable),
                 stop=take_text(stop),
+                tag=take_tag(tag),
             )
         case "b":
-            _, number, root = row(raw, 3)
-            return RollbackEntry(round=take_integer(number), state_root=_take_root(root))
+            _, number, root, tag, reason = row(raw, 5)
+            return RollbackEntry(
+                round=take_integer(number),
+                state_root=_take_root(root),
+                tag=take_tag(tag),
+                reason=take_text(reason),
+            )
+        case "p":
+            _, paused, reason = row(raw, 3)
+            return PauseEntry(paused=take_flag(paused), reason=take_text(reason))
     raise ProtocolError("a log entry of unknown type", phase="control message")
 
 

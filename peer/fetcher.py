@@ -1,10 +1,11 @@
 """Getting a state: from all holders at once, each chunk verified before it counts. Sans-IO.
 
     start ─▶ Tell(x/pin) to all ─▶ Tell(x/want) to one ─▶ manifest verified ─▶ Allocate
-          ─▶ AskChunk … spread over all holders, `window` outstanding each ─▶ Done
+          ─▶ AskChunk … from all holders, each as much as it carries (`holders.py`) ─▶ Done
 
 A holder that dies or stalls loses its chunks to the others; one that sends
 wrong bytes is named (`Blame`) and never asked again. Chunks that are here already do not travel.
+Near the end whoever is done takes over what a slower one still owes.
 A chunk is asked of one holder at a time: `CancelChunk` always goes before it is asked elsewhere,
 because two blobs must not write to the same memory.
 """
@@ -25,7 +26,7 @@ from decentral.errors import (
     StateError,
 )
 from decentral.peer.donor import Tell
-from decentral.peer.holders import Holders
+from decentral.peer.holders import Debt, Holders
 from decentral.peer.manifest import (
     Manifest,
     check_schema,
@@ -37,6 +38,7 @@ from decentral.peer.merkle import CHUNK_BYTES, HASH_BYTES, chunk_bytes, chunk_co
 from decentral.peer.transfer import (
     PAGE_BYTES,
     ChunkMissing,
+    ChunkUnwanted,
     ChunkWanted,
     KeyMaker,
     ManifestMissing,
@@ -113,15 +115,15 @@ FetchAction: TypeAlias = Tell | Allocate | AskChunk | CancelChunk | Blame | Done
 class FetchConfig:
     """Patience and width."""
 
-    window: int = 4
-    """Chunks outstanding per holder."""
+    max_window: int = 64
+    """Chunks outstanding per holder at most: 64 MiB fill 1 Gbit/s over half a second."""
     stall_s: float = 10.0
     """A holder that owes something and sends nothing for so long loses its chunks, and rests."""
     give_up_s: float = 60.0
     """No progress from anybody for so long: failed."""
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.stall_s <= 0 or self.give_up_s <= 0:
+        if self.max_window < 1 or self.stall_s <= 0 or self.give_up_s <= 0:
             raise ConfigError("a fetch needs a positive window and positive times")
 
 
@@ -139,9 +141,11 @@ class Fetcher:
         seed: int,
         held: CommittedState | None = None,
         config: FetchConfig | None = None,
+        tag: str = "",
     ) -> None:
         """`schema` is this peer's model; `held` is state that may match in part (with leaves)."""
         self._config = config or FetchConfig()
+        self._tag = tag
         self._schema = tuple(schema)
         self._round = round
         self._root = root
@@ -149,7 +153,7 @@ class Fetcher:
         self._held = held
         order = sorted(set(holders))
         random.Random(seed).shuffle(order)  # so that joiners do not all start with the same one
-        self._holders = Holders(order, self._config.window, self._config.stall_s)
+        self._holders = Holders(order, self._config.max_window, self._config.stall_s)
         self._pages: list[bytes] = []
         self._asked: PeerId | None = None  # whom the manifest is being asked of
         self._manifest: Manifest | None = None
@@ -164,6 +168,15 @@ class Fetcher:
     @property
     def finished(self) -> bool:
         return self._finished
+
+    @property
+    def deserted(self) -> bool:
+        """Nobody whom we are linked to has it. There is hope where somebody may come back."""
+        return not self._finished and not self._holders.help_at_hand()
+
+    def abandon(self) -> list[FetchAction]:
+        """Somebody else knows that nobody will come back with it."""
+        return self._fail(self._nobody("any more")) if not self._finished else []
 
     # ---------------------------------------------------------------------- events
 
@@ -229,7 +242,8 @@ class Fetcher:
         if self._finished or peer is None:
             return []
         holder = self._holders[peer]
-        tensor, index = holder.owes.pop(key)
+        debt = holder.owes.pop(key)
+        tensor, index = debt.tensor, debt.index
         spec, leaves = self._tensors[tensor]
         holder.heard_at = now
         if leaf != leaves[index * HASH_BYTES : (index + 1) * HASH_BYTES]:
@@ -237,9 +251,10 @@ class Fetcher:
             says = f"sent wrong bytes for chunk {index} of {spec.name!r}"
             return self._blame(peer, says) + self._go_on(now)
         holder.stalls = 0
+        holder.delivered(debt, now, self._config.max_window)
         self._progress_at = now
         self.chunks_done += 1
-        self.bytes_fetched += chunk_bytes(tensor_bytes(spec), index)
+        self.bytes_fetched += debt.size
         return self._go_on(now)
 
     def chunk_failed(self, key: int, now: float) -> list[FetchAction]:
@@ -247,9 +262,16 @@ class Fetcher:
         peer = self._holders.owner(key)
         if self._finished or peer is None:
             return []
-        self._todo.appendleft(self._holders[peer].owes.pop(key))
+        debt = self._holders[peer].owes.pop(key)
+        self._todo.appendleft((debt.tensor, debt.index))
         self._holders.rest(peer, now)
         return self._go_on(now)
+
+    def heard(self, peer: PeerId, now: float) -> None:
+        """Something is coming from a holder: it is slow, perhaps, but not silent."""
+        holder = self._holders.get(peer)
+        if holder is not None and holder.owes:
+            holder.heard_at = self._progress_at = now
 
     def tick(self, now: float) -> list[FetchAction]:
         """Look for holders that stall. Due at `next_timer`."""
@@ -328,22 +350,29 @@ class Fetcher:
             return [] if self._asked is None else [Tell(self._asked, self._want())]
         actions: list[FetchAction] = []
         while self._todo and (peer := self._holders.pick(now)) is not None:
-            actions.append(self._ask(peer))
+            actions.append(self._ask(peer, now))
+        while not self._todo and (late := self._holders.late(now)) is not None:
+            slow, key, sooner = late
+            actions += self._take_back(slow, key)
+            actions.append(self._ask(sooner, now))
         return actions
 
-    def _ask(self, peer: PeerId) -> AskChunk:
+    def _ask(self, peer: PeerId, now: float) -> AskChunk:
         tensor, index = self._todo.popleft()
         key = self._keys()
-        self._holders[peer].owes[key] = (tensor, index)
         spec = self._tensors[tensor][0]
+        size = chunk_bytes(tensor_bytes(spec), index)
+        self._holders[peer].asked(key, Debt(tensor, index, size, now))
         return AskChunk(
             peer=peer,
             key=key,
             tensor=spec.name,
             index=index,
             offset=index * CHUNK_BYTES,
-            size=chunk_bytes(tensor_bytes(spec), index),
-            message=ChunkWanted(self._round, self._root, spec.name, index, key).pack(),
+            size=size,
+            message=ChunkWanted(
+                self._round, self._root, spec.name, index, key, tag=self._tag
+            ).pack(),
         )
 
     def _take_back(self, peer: PeerId, key: int | None = None) -> list[FetchAction]:
@@ -354,8 +383,13 @@ class Fetcher:
         if key is None and peer == self._asked:
             self._asked, self._pages = None, []
         keys = list(holder.owes) if key is None else [key]
-        self._todo.extendleft(reversed([holder.owes.pop(k) for k in keys]))
-        return [CancelChunk(k) for k in keys]
+        debts = [holder.owes.pop(k) for k in keys]
+        self._todo.extendleft(reversed([(debt.tensor, debt.index) for debt in debts]))
+        actions: list[FetchAction] = [CancelChunk(k) for k in keys]
+        if holder.may_help:
+            unwanted = (ChunkUnwanted(self._round, self._root, k, tag=self._tag) for k in keys)
+            actions += [Tell(peer, message.pack()) for message in unwanted]
+        return actions
 
     def _blame(self, peer: PeerId, says: str) -> list[FetchAction]:
         self._holders[peer].liar = True
@@ -376,7 +410,7 @@ class Fetcher:
         return [*cancels, *self._releases(), Failed(error)]
 
     def _releases(self) -> list[FetchAction]:
-        message = Release(self._round, self._root).pack()
+        message = Release(self._round, self._root, tag=self._tag).pack()
         return [Tell(peer, message) for peer in self._holders.peers(pinned=True)]
 
     @property
@@ -385,7 +419,7 @@ class Fetcher:
         return self._manifest.tensors
 
     def _pin(self) -> bytes:
-        return Pin(self._round, self._root).pack()
+        return Pin(self._round, self._root, tag=self._tag).pack()
 
     def _want(self) -> bytes:
-        return StateWanted(self._round, self._root, len(self._pages)).pack()
+        return StateWanted(self._round, self._root, len(self._pages), tag=self._tag).pack()

@@ -17,11 +17,29 @@ from decentral.types import Contribution, PeerId, Range
 MAX_MEMBERS = 4096
 MAX_RANGES = 4096
 MAX_VALUE_BYTES = 1 << 19
+MAX_KEPT = 64
 MAX_INT = (1 << 63) - 1
+MAX_TOKENS = 1 << 40
+"""Of one contribution."""
+MAX_U32 = (1 << 31) - 1
+"""What travels in 32 bits, with room to count on from there."""
+LEAP = 1 << 16
+"""Ballots, attempts and incarnations count one by one: nobody honest is so far ahead of what others
+know, and who believed it could never outnumber it."""
+HEARSAY = LEAP // 2
+"""The same for what a peer says of others' numbers: what we make of it is then no leap to them."""
+MANY_STARTS = 1 << 24
+"""A process that dies at once may have been started every second for half a year."""
 
 
 def bad(says: str) -> NoReturn:
     raise ProtocolError(says, phase="control message")
+
+
+def no_leap(claimed: int, known: int, what: str, most: int = LEAP) -> None:
+    """Refuse a number that is far ahead of all that is known here."""
+    if claimed > known + most:
+        bad(f"{what} {claimed} leaps ahead of {known}")
 
 
 class Kind:
@@ -38,6 +56,15 @@ def _integer(raw: Any) -> int:
     if type(raw) is not int or not 0 <= raw <= MAX_INT:
         bad("an integer is out of range")
     return raw
+
+
+def _integer_to(most: int) -> Callable[[Any], int]:
+    def take(raw: Any) -> int:
+        if type(raw) is not int or not 0 <= raw <= most:
+            bad(f"an integer is not from 0 to {most}")
+        return raw
+
+    return take
 
 
 def _flag(raw: Any) -> bool:
@@ -130,15 +157,23 @@ def take_ranges(raw: Any) -> tuple[Range, ...]:
 
 
 def put_contributions(contributions: tuple[Contribution, ...]) -> list[list[Any]]:
-    return [[one.peer, one.tokens, put_ranges(one.leases)] for one in contributions]
+    return [[one.peer, one.tokens, one.staleness, put_ranges(one.leases)] for one in contributions]
+
+
+_tokens = _integer_to(MAX_TOKENS)
 
 
 def take_contributions(raw: Any) -> tuple[Contribution, ...]:
     found = []
     for one in items(raw, MAX_MEMBERS):
-        peer, tokens, leases = row(one, 3)
+        peer, tokens, staleness, leases = row(one, 4)
         found.append(
-            Contribution(peer=take_peer(peer), tokens=_integer(tokens), leases=take_ranges(leases))
+            Contribution(
+                peer=take_peer(peer),
+                tokens=_tokens(tokens),
+                staleness=_integer(staleness),
+                leases=take_ranges(leases),
+            )
         )
     if len({one.peer for one in found}) != len(found):
         bad("a contribution is counted twice")
@@ -149,15 +184,25 @@ def _lineages(raw: Any) -> tuple[str, ...]:
     return tuple(take_lineage(one) for one in items(raw, 64))
 
 
+def _integers(raw: Any) -> tuple[int, ...]:
+    return tuple(_integer(one) for one in items(raw, MAX_KEPT))
+
+
 take_integer = _integer
+take_flag = _flag
 take_text = text_of(1024)
+take_tag = text_of(64)
 
 Ballot: TypeAlias = tuple[int, str]
 """(counter, proposer). Counter 0 belongs to the first member of the view alone."""
 
 Int = Annotated[int, Kind(_integer)]
+U32 = Annotated[int, Kind(_integer_to(MAX_U32))]
+Tokens = Annotated[int, Kind(_tokens)]
 Flag = Annotated[bool, Kind(_flag)]
 Text = Annotated[str, Kind(take_text)]
+Tag = Annotated[str, Kind(take_tag)]
+Integers = Annotated[tuple[int, ...], Kind(_integers, list)]
 Name = Annotated[str, Kind(text_of(128))]
 Address = Annotated[str, Kind(text_of(300))]
 Lineage = Annotated[str, Kind(take_lineage)]
@@ -169,6 +214,7 @@ Peers = Annotated[tuple[PeerId, ...], Kind(take_peers, list)]
 Hash = Annotated[bytes, Kind(bytes_of(32, 32))]
 HashOrNone = Annotated[bytes, Kind(lambda raw: b"" if raw == b"" else bytes_of(32, 32)(raw))]
 Boot = Annotated[bytes, Kind(bytes_of(8, 32))]
+Twin = Annotated[bytes, Kind(bytes_of(0, 32))]
 Ranges = Annotated[tuple[Range, ...], Kind(take_ranges, put_ranges)]
 Contributions = Annotated[tuple[Contribution, ...], Kind(take_contributions, put_contributions)]
 Vote = Annotated[Ballot, Kind(_ballot, list)]

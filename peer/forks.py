@@ -13,10 +13,12 @@ committed is among what S has accepted, and the new lineage begins with it.
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from decentral.peer.acceptor import NO_BALLOT
 from decentral.peer.context import Context
 from decentral.peer.entries import decode_entry, encode_entry
-from decentral.peer.fields import Ballot
+from decentral.peer.fields import Ballot, no_leap
 from decentral.peer.messages import (
     ForkAccept,
     ForkAccepted,
@@ -50,7 +52,7 @@ class Forks:
 
     # -------------------------------------------------------------- watching the quorum
 
-    def watch(self, reachable: set[PeerId]) -> None:
+    def watch(self, reachable: Set[PeerId]) -> None:
         """Called whenever links or opinions change."""
         state = self.replica.state
         if state is None or not self.replica.member or len(reachable) >= state.view.majority:
@@ -62,7 +64,7 @@ class Forks:
             self.lost_since = self.ctx.now
             self.retry_at = self.ctx.now + self.ctx.config.quorum_timeout_s
 
-    def tick(self, reachable: set[PeerId]) -> None:
+    def tick(self, reachable: Set[PeerId]) -> None:
         state = self.replica.state
         if self.lost_since is None or state is None or self.ctx.now < self.retry_at:
             return
@@ -173,6 +175,7 @@ class Forks:
         ):
             return
         votes = self.replica.votes
+        no_leap(msg.ballot[0], votes.promised[0], "ballot")
         if msg.ballot[1] == peer and msg.ballot[0] > 0 and votes.promise(msg.ballot):
             self.replica.persist()
             answer = ForkPromise(msg.lineage, msg.slot, msg.ballot, votes.accepted, votes.value)

@@ -4,7 +4,8 @@ identity.key     who this peer is (0600)       record             its votes, dur
 authority.key    the run's key, at its maker   address_book.json  where others were last seen
 credential       its membership                events.jsonl       what happened, one a line
 join             the word it came with (0600)  checkpoints/       training state
-lock             held while a peer runs        control.sock, telemetry.sock
+revocations      whose membership was taken    lock               held while a peer runs
+                 back                          control.sock, telemetry.sock
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from decentral import failpoints
 from decentral.errors import ConfigError, StateError
 from decentral.peer.files import disk_errors, write_atomic
 from decentral.peer.identity import Identity
@@ -56,6 +58,7 @@ class HomePaths:
         self.join = self.path / "join"
         self.record = self.path / "record"
         self.address_book = self.path / "address_book.json"
+        self.revocations = self.path / "revocations"
         self.events = self.path / "events.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.lock = self.path / "lock"
@@ -182,7 +185,9 @@ class Home(HomePaths):
     def write_record(self, record: bytes) -> None:
         """Replace the vote record; durable when this returns. DiskError if the disk refuses."""
         digest = hashlib.sha256(record).digest()
+        failpoints.passing("vote-write")
         write_atomic(self.record, _RECORD_MAGIC + digest + record)
+        failpoints.passing("vote-written")
 
     def read_record(self) -> bytes | None:
         """The vote record, None before the first. StateError if its bytes are not what was saved.
@@ -202,6 +207,19 @@ class Home(HomePaths):
                 phase="start",
             )
         return record
+
+    # ---------------------------------------------------------------------- revocations
+
+    def write_revocations(self, data: bytes) -> None:
+        """Replace the list; durable when this returns."""
+        write_atomic(self.revocations, data)
+
+    def read_revocations(self, max_bytes: int) -> bytes | None:
+        """The list (of `max_bytes` and one more at most), None before the first."""
+        if not self.revocations.exists():
+            return None
+        with disk_errors("read", self.revocations), self.revocations.open("rb") as file:
+            return file.read(max_bytes + 1)
 
     # ---------------------------------------------------------------------- address book
 
@@ -232,6 +250,7 @@ class Home(HomePaths):
             if self._events_file is None:
                 self._events_file = self.events.open("a", buffering=1, encoding="utf-8")
             try:
+                failpoints.passing("event-write")
                 self._events_file.write(line + "\n")
             except OSError:
                 # Its buffer keeps the line and would fail again at close: start afresh instead.

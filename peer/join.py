@@ -11,13 +11,16 @@ An evicted member, and a member of a lineage that lost, walk the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 from decentral.peer.context import Context
+from decentral.peer.fields import bad
 from decentral.peer.member import ALIVE, SUSPECT
 from decentral.peer.membership import Membership
-from decentral.peer.messages import Enter, Gossip, Hello, JoinRequest, Snapshot
+from decentral.peer.messages import Enter, Gossip, Hello, JoinRequest, Quarantined, Snapshot
 from decentral.peer.protocol import Evicted
+from decentral.peer.quarantine import Quarantine
 from decentral.peer.replica import Replica, beats
 from decentral.peer.rounds import Rounds
 from decentral.peer.views_log import LogState
@@ -28,6 +31,8 @@ GIVE_UP_S = 10.0
 """A deposed member goes back to its own lineage when nobody of a better one is left so long."""
 FORGET_S = 5.0
 PATIENCE_ROUNDS = 8
+LOOK_AT = 16
+"""So many of those that it has only heard of a newcomer tries at once."""
 
 
 class Join:
@@ -36,7 +41,7 @@ class Join:
         ctx: Context,
         replica: Replica,
         membership: Membership,
-        rounds: Rounds,
+        rounds: Mapping[str, Rounds],
         coordinator: Callable[[], PeerId | None],
     ) -> None:
         self.ctx = ctx
@@ -49,23 +54,49 @@ class Join:
         self._asked: tuple[str, int] = ("", 0)
         self._via: PeerId | None = None
         self._alone_since: float | None = None
-        self._first_round: dict[PeerId, int] = {}
-        self._ready: dict[PeerId, tuple[str, int, bytes, float]] = {}
+        self.quarantine = Quarantine()
+        self._first_slot: dict[PeerId, int] = {}
+        self._ready: dict[PeerId, tuple[Enter, float]] = {}
+        self._told_to_wait = 0
         self.waiting: dict[PeerId, float] = {}
         """Joiners that have asked this member lately."""
+        self._came_from: dict[PeerId, str] = {}
+        """The other lineage that a peer was in when it last greeted us."""
+        self._met: set[str] = set()
+        """Other lineages of which this peer has told a person."""
 
     # -------------------------------------------------------------- the newcomer
 
     def meet(self, peer: PeerId, theirs: Hello) -> None:
         """A member of another lineage: if it wins, ask it for its log, and then for entry."""
-        standing = (theirs.samples, theirs.lineage, theirs.ancestry)
-        if beats(standing, self.replica.standing()):
+        if self.note_met(peer, theirs):
             self.ctx.send(peer, JoinRequest("", 0))
+
+    def note_met(self, peer: PeerId, theirs: Hello) -> bool:
+        """Whether their lineage wins; a person is told once that the two have met."""
+        standing = (theirs.samples, theirs.lineage, theirs.ancestry)
+        theirs_wins = beats(standing, self.replica.standing())
+        self._came_from[peer] = theirs.lineage
+        self._say_met(peer, theirs.lineage, theirs_wins)
+        return theirs_wins
+
+    def _say_met(self, peer: PeerId, lineage: str, theirs_wins: bool) -> None:
+        if lineage not in self._met:
+            self._met.add(lineage)
+            ours = self.replica.lineage
+            more, less = (lineage, ours) if theirs_wins else (ours, lineage)
+            self.ctx.fault(
+                "merge",
+                peer,
+                f"Lineages {ours} (here) and {lineage} (of {self.ctx.called(peer)}) have "
+                f"met: {more} has more committed work, and the members of {less} go over to it.",
+            )
 
     def drive(self) -> None:
         """One step towards membership; called while we are none."""
         best = self._best()
         if best is None:
+            self._look_for_members()
             self._perhaps_go_back()
             return
         self._alone_since = None
@@ -79,33 +110,40 @@ class Join:
         contact = self._contact(best.lineage)
         if contact is None:
             return
-        if target is not None and ready:
-            self.ctx.send(
-                contact, Enter(target.view.lineage, target.slot, target.round, target.root)
-            )
+        if target is not None and ready and not self.ctx.config.spectator:
+            mine = [one for one in target.scopes if self.rounds[one.tag].takes]
+            held = tuple((one.tag, one.round, one.root) for one in mine)
+            self.ctx.send(contact, Enter(target.view.lineage, target.slot, held))
         slot = -1 if target is None else target.slot
         lineage = "" if target is None else target.view.lineage
         self.ctx.send(contact, JoinRequest(lineage, max(slot, 0)))
 
+    def _look_for_members(self) -> None:
+        """No member is linked. Dial those of the newest view that we know of: whoever is in it has
+        come back since, whatever old rumours say of its leave. A newcomer whose links all lead to
+        others outside (relays, observers, newcomers) has been told by them of more."""
+        known = self.replica.state if self.target is None else self.target
+        if known is not None:
+            members = self.membership.links_wanted(known.view.members)
+            self.membership.want((p for p in members if p not in self.ctx.links), 1.0, left=True)
+        elif self.ctx.links:
+            found = self.membership.members
+            others = (p for p in found if p not in self.ctx.links and not self.membership.dead(p))
+            self.membership.want(islice(others, LOOK_AT), 0.0)
+
     def _best(self) -> Hello | None:
         """The winning lineage among those whose members we are linked to."""
         best: Hello | None = None
-        for peering in self.ctx.links.values():
-            one = peering.hello
-            if one is not None and one.member and one.lineage:
+        for lineage, there in self.ctx.inside.items():
+            one = self.ctx.links[next(iter(there))].hello
+            if one is not None and lineage:
                 mine = (one.samples, one.lineage, one.ancestry)
                 if best is None or beats(mine, (best.samples, best.lineage, best.ancestry)):
                     best = one
         return best
 
     def _contact(self, lineage: str) -> PeerId | None:
-        able = sorted(
-            peer
-            for peer, peering in self.ctx.links.items()
-            if peering.hello is not None
-            and peering.hello.member
-            and peering.hello.lineage == lineage
-        )
+        able = list(self.ctx.inside.get(lineage, ()))
         if self._via in able:
             # For once only: if it does not answer, another member may.
             via, self._via = self._via, None
@@ -113,13 +151,16 @@ class Join:
         return able[self.ctx.rng.randrange(len(able))] if able else None
 
     def _prepare(self, target: LogState) -> bool:
-        """Links to all living members and the current state: what entering takes."""
-        members = [peer for peer in target.view.members if peer != self.ctx.me]
+        """All links that a member would want, and the current state: what entering takes."""
+        members = self.membership.links_wanted(target.view.members)
         self.membership.want((p for p in members if p not in self.ctx.links), 0.0)
-        linked = tuple(peer for peer in members if peer in self.ctx.links)
-        held = self.rounds.fetch(target, linked)
+        behind = [one for one in self.rounds.values() if not one.holds(target)]
+        if behind:
+            linked = tuple(peer for peer in members if peer in self.ctx.links)
+            for rounds in behind:
+                rounds.fetch(target, linked)
         living = [peer for peer in members if not self.membership.dead(peer)]
-        return held and all(peer in self.ctx.links for peer in living)
+        return not behind and all(peer in self.ctx.links for peer in living)
 
     def _perhaps_go_back(self) -> None:
         state = self.replica.state
@@ -137,6 +178,8 @@ class Join:
     def on_snapshot(self, peer: PeerId, msg: Snapshot) -> None:
         self.membership.on_gossip(peer, Gossip(msg.book))
         theirs, mine = msg.state, self.replica.state
+        if theirs.tags() != self.ctx.config.tags and self.ctx.config.takes != ():
+            bad("the run's state has other tags than this peer's recipe")
         same = mine is not None and mine.view.lineage == theirs.view.lineage
         if mine is not None and same and theirs.slot < mine.slot:
             return
@@ -155,6 +198,8 @@ class Join:
         if self.replica.member:
             if same and mine is not None and theirs.slot == mine.slot:
                 return
+            if not same:
+                self._say_met(peer, theirs.view.lineage, True)
             self.depose(
                 "the others went on without this peer"
                 if same
@@ -168,7 +213,7 @@ class Join:
         """Whether taking our place in that view could make us forget a vote of ours."""
         lineage = theirs.view.lineage
         remembers = self.replica.state is not None and (same or lineage not in self.replica.past)
-        admitted = self._asked[0] == lineage and theirs.entry_of(self.ctx.me)[0] >= self._asked[1]
+        admitted = self._asked[0] == lineage and theirs.slot_of(self.ctx.me) >= self._asked[1]
         return remembers or admitted
 
     def depose(self, says: str) -> None:
@@ -178,8 +223,9 @@ class Join:
         self.left_behind(says)
 
     def left_behind(self, says: str) -> None:
-        self.rounds.abort("no longer a member")
-        self.rounds.next_round()
+        for rounds in self.rounds.values():
+            rounds.abort("no longer a member")
+            rounds.next_round()
         self.ask_at = 0.0
         self.ctx.out.append(Evicted(says))
         self.ctx.dirty = True
@@ -192,50 +238,95 @@ class Join:
             return
         if peer not in state.view.members:
             self.waiting[peer] = self.ctx.now
-        if msg.lineage != state.view.lineage or msg.slot != state.slot:
+        if msg.lineage != state.view.lineage:
             self.replica.send_snapshot(peer, self.coordinator())
+        elif msg.slot != state.slot:
+            self.replica.send_snapshot(peer, self.coordinator(), msg.slot)
 
     def on_enter(self, peer: PeerId, msg: Enter) -> None:
         state = self.replica.state
         if state is None or not self.replica.member:
             return
         if self.coordinator() != self.ctx.me:
-            self.replica.send_snapshot(peer, self.coordinator())
+            self.replica.send_snapshot(peer, self.coordinator(), msg.slot)
             return
-        if msg.lineage == state.view.lineage and self._committed(state, msg.round, msg.root):
-            self._ready[peer] = (msg.lineage, msg.round, msg.root, self.ctx.now)
-            self._first_round.setdefault(peer, state.round)
+        hello = self.ctx.links[peer].hello
+        if hello is not None and not hello.fingerprint and self.ctx.config.fingerprint:
+            bad("it came to watch, without a recipe: it cannot enter")
+        wait_s = self.quarantine.wait_s(peer, self.ctx.now)
+        if wait_s:
+            stays = self.quarantine.stays(peer)
+            self.ctx.send(peer, Quarantined(round(1000 * wait_s), stays))
+        elif msg.lineage == state.view.lineage and self._committed(state, msg):
+            self._ready[peer] = (msg, self.ctx.now)
+            self._first_slot.setdefault(peer, state.slot)
             self.ctx.dirty = True
-        if msg.round != state.round:
-            self.replica.send_snapshot(peer, self.ctx.me)
+        if self._behind(state, msg):
+            self.replica.send_snapshot(peer, self.ctx.me, msg.slot)
+
+    def on_quarantined(self, peer: PeerId, msg: Quarantined) -> None:
+        """We have come and gone too often: say so once per sentence, and keep asking."""
+        if not self.replica.member and msg.stays != self._told_to_wait:
+            self._told_to_wait = msg.stays
+            says = (
+                f"This peer has died {msg.stays} times soon after it came in: the others let it in "
+                f"again in {msg.wait_ms / 1000:.0f} s."
+            )
+            self.ctx.fault("quarantine", self.ctx.me, says)
 
     @staticmethod
-    def _committed(state: LogState, number: int, root: bytes) -> bool:
-        return (number, root) == (state.round, state.root) or any(
-            (number, root) == (one.round, one.root) for one in state.history
+    def _committed(state: LogState, msg: Enter) -> bool:
+        known = {one.tag: one for one in state.scopes}
+        return all(
+            tag in known and known[tag].committed(number, root) for tag, number, root in msg.held
         )
 
-    def _close_enough(self, state: LogState, peer: PeerId, number: int) -> bool:
+    @staticmethod
+    def _behind(state: LogState, msg: Enter) -> int:
+        """By how many rounds, in the tag where it is most."""
+        known = dict(state.rounds())
+        return max((known.get(tag, number) - number for tag, number, _ in msg.held), default=0)
+
+    def _close_enough(self, state: LogState, peer: PeerId, msg: Enter) -> bool:
         """At the current round, or, once that has proved too fast to catch, one behind; whoever
         has waited for long is let in with what it has, and the next round waits for it."""
-        waited = state.round - self._first_round.get(peer, state.round)
-        behind = state.round - number
-        return behind == 0 or (behind == 1 and waited >= 1) or waited >= PATIENCE_ROUNDS
+        waited = state.slot - self._first_slot.get(peer, state.slot)
+        behind = self._behind(state, msg)
+        patience = PATIENCE_ROUNDS * len(state.scopes)
+        return behind == 0 or (behind == 1 and waited >= 1) or waited >= patience
+
+    def anybody_ready(self) -> bool:
+        return bool(self._ready)
 
     def newcomers(self, state: LogState) -> list[PeerId]:
         """Who holds a recent enough state and may enter the view now."""
         now = self.ctx.now
         return sorted(
             peer
-            for peer, (lineage, number, root, at) in self._ready.items()
-            if lineage == state.view.lineage
-            and self._committed(state, number, root)
-            and self._close_enough(state, peer, number)
+            for peer, (msg, at) in self._ready.items()
+            if msg.lineage == state.view.lineage
+            and self._committed(state, msg)
+            and self._close_enough(state, peer, msg)
             and now - at < FORGET_S
             and peer in self.ctx.links
             and peer not in state.view.members
             and self.membership.state(peer) in (ALIVE, SUSPECT)
         )
+
+    def takes(self, peer: PeerId) -> set[str]:
+        """The tags that a newcomer holds: those that it will take part in."""
+        return {tag for tag, _, _ in self._ready[peer][0].held}
+
+    def kept_out(self, state: LogState, newcomers: Sequence[PeerId]) -> bool:
+        """Whether somebody could have entered long ago: where rounds of several tags overlap,
+        one is always under way."""
+        patience = 2 * len(state.scopes)
+        return any(state.slot - self._first_slot[peer] >= patience for peer in newcomers)
+
+    def how_it_comes(self, peer: PeerId) -> str:
+        """For the log, which reaches members whom nobody of the other lineage has greeted."""
+        lineage = self._came_from.get(peer, "")
+        return f"joins, coming over from lineage {lineage}" if lineage else "joins"
 
     def spread(self, before: tuple[PeerId, ...]) -> None:
         """The log has moved: those who wait outside should know at once."""
@@ -245,11 +336,13 @@ class Join:
         for peer in self.waiting:
             if peer in before:
                 continue  # a member: it gets the entry itself
-            self.replica.send_snapshot(peer, self.coordinator())
+            self.replica.send_snapshot(peer, self.coordinator(), self.replica.slot - 1)
             peering = self.ctx.links.get(peer)
             if peering is not None:
                 peering.told_slot = self.replica.slot
         if state is not None:
             self.waiting = {p: at for p, at in self.waiting.items() if p not in state.view.members}
             self._ready = {p: one for p, one in self._ready.items() if p in self.waiting}
-            self._first_round = {p: n for p, n in self._first_round.items() if p in self.waiting}
+            self._first_slot = {p: n for p, n in self._first_slot.items() if p in self.waiting}
+            for peer in self._came_from.keys() & set(state.view.members):
+                del self._came_from[peer]

@@ -12,16 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from decentral.peer.fields import bad, items, put_ranges, row, take_integer, take_peer, take_ranges
 from decentral.types import Contribution, PeerId, Range
 
+_ENDS = attrgetter("start", "stop")
+"""Sorts like ranges themselves, much faster."""
+
 
 def merged(ranges: Iterable[Range]) -> tuple[Range, ...]:
     """Sorted, and neighbours joined."""
     joined: list[Range] = []
-    for one in sorted(ranges):
+    for one in sorted(ranges, key=_ENDS):
         if joined and one.start <= joined[-1].stop:
             joined[-1] = Range(joined[-1].start, max(joined[-1].stop, one.stop))
         else:

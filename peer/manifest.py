@@ -113,10 +113,12 @@ def _decode_row(row: object) -> tuple[TensorSpec, bytes]:
 
 
 def check_schema(manifest: Manifest, schema: Sequence[TensorSpec]) -> None:
-    """FingerprintError that names the first tensor in which the run's state is not this model's."""
+    """FingerprintError that names the first tensor in which the run's state is not this model's:
+    a parameter, which people know, before the momentum that goes with it."""
     ours = {spec.name: spec for spec in schema}
     theirs = {spec.name: spec for spec, _ in manifest.tensors}
-    for name in sorted(ours.keys() | theirs.keys()):
+    names = ours.keys() | theirs.keys()
+    for name in sorted(names, key=lambda name: (name.startswith("momentum/"), name)):
         if name == META:
             if name in theirs:
                 _check_meta(theirs[name])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from decentral.peer.codec import MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES
 from decentral.peer.codec import message
 from decentral.peer.codec import pack as pack
 from decentral.peer.codec import unpack as unpack
+from decentral.peer.core_config import MAX_TAGS
 from decentral.peer.entries import take_value, take_value_or_none
 from decentral.peer.fields import (
+    U32,
     Address,
     Ancestry,
     Boot,
@@ -19,6 +21,7 @@ from decentral.peer.fields import (
     Hash,
     HashOrNone,
     Int,
+    Integers,
     Kind,
     Lineage,
     LineageOrNone,
@@ -27,9 +30,16 @@ from decentral.peer.fields import (
     PeerOrNone,
     Peers,
     Ranges,
+    Tag,
     Text,
+    Tokens,
+    Twin,
     Vote,
     bytes_of,
+    items,
+    row,
+    take_integer,
+    take_tag,
 )
 from decentral.peer.news import Update as Update
 from decentral.peer.news import Updates
@@ -42,6 +52,18 @@ ValueOrNone = Annotated[bytes, Kind(take_value_or_none)]
 Fingerprint = Annotated[bytes, Kind(bytes_of(0, 64))]
 State = Annotated[LogState, Kind(unpack_state, pack_state)]
 
+
+def _take_held(raw: Any) -> tuple[tuple[str, int, bytes], ...]:
+    rows = [row(one, 3) for one in items(raw, MAX_TAGS)]
+    return tuple((take_tag(tag), take_integer(number), _root(root)) for tag, number, root in rows)
+
+
+_root = bytes_of(32, 32)
+Held = Annotated[
+    tuple[tuple[str, int, bytes], ...], Kind(_take_held, lambda held: [list(one) for one in held])
+]
+"""(tag, round, root) per state."""
+
 # ------------------------------------------------------------------ links
 
 
@@ -53,14 +75,13 @@ class Hello:
     run: Hash
     fingerprint: Fingerprint
     boot: Boot
-    boot_seq: Int
+    boot_seq: U32
     name: Name
     address: Address
     member: Flag
     lineage: LineageOrNone
     epoch: Int
     slot: Int
-    round: Int
     samples: Int
     """Tokens committed in this lineage: what decides which of two lineages wins."""
     ancestry: Ancestry
@@ -70,6 +91,9 @@ class Hello:
 @dataclass(frozen=True, slots=True)
 class Refuse:
     says: Text
+    fences: Twin
+    """Nonce of the process that must not vote any more, because another one has its identity: a
+    link goes to an identity, so this may reach that other one. Empty: no such refusal."""
 
 
 # ------------------------------------------------------------------ membership
@@ -88,7 +112,7 @@ class PingReq:
 
     target: Peer
     seq: Int
-    suspected_incarnation: Int
+    suspected_incarnation: U32
 
 
 @message("pa")
@@ -99,8 +123,8 @@ class PingAck:
     target: Peer
     seq: Int
     ok: Flag
-    boot_seq: Int
-    incarnation: Int
+    boot_seq: U32
+    incarnation: U32
     progress: Int
 
 
@@ -241,21 +265,29 @@ class ForkCommit:
 @message("o")
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A member's standing: what it holds, and its contribution to `round` if `ready`."""
+    """A member's standing under one tag: what it holds, and its contribution if `ready`."""
 
     lineage: Lineage
     slot: Int
+    tag: Tag
+    takes: Flag
+    """Whether the sender takes part in this tag's rounds at all."""
     round: Int
     ready: Flag
-    tokens: Int
+    tokens: Tokens
+    staleness: Int
     leases: Ranges
-    attempt_seen: Int
+    step_ms: Int
+    """Median inner step of its trainer; 0: not known."""
+    attempt_seen: U32
     unlinked: Peers
     """Members that the sender has no link to: no all-reduce can work like this."""
     held_known: Flag
     held_round: Int
     held_root: HashOrNone
     durable_round: Int
+    kept: Integers
+    """Rounds that its disk can give back."""
     stop: Text
 
 
@@ -264,8 +296,9 @@ class Offer:
 class Start:
     lineage: Lineage
     slot: Int
+    tag: Tag
     round: Int
-    attempt: Int
+    attempt: U32
     participants: Peers
     contributions: Contributions
 
@@ -274,8 +307,9 @@ class Start:
 @dataclass(frozen=True, slots=True)
 class Result:
     lineage: Lineage
+    tag: Tag
     round: Int
-    attempt: Int
+    attempt: U32
     root: Hash
 
 
@@ -283,9 +317,10 @@ class Result:
 @dataclass(frozen=True, slots=True)
 class Failed:
     lineage: Lineage
+    tag: Tag
     round: Int
-    attempt: Int
-    attempt_seen: Int
+    attempt: U32
+    attempt_seen: U32
     suspect: PeerOrNone
     says: Text
 
@@ -294,8 +329,9 @@ class Failed:
 @dataclass(frozen=True, slots=True)
 class Abort:
     lineage: Lineage
+    tag: Tag
     round: Int
-    attempt: Int
+    attempt: U32
     says: Text
 
 
@@ -303,16 +339,17 @@ class Abort:
 @dataclass(frozen=True, slots=True)
 class Close:
     lineage: Lineage
+    tag: Tag
     round: Int
 
 
 @message("hu")
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """The sender sees no progress of this peer's trainer."""
+    """The sender sees no progress of this peer's trainer, and `slot` is where its log is."""
 
     lineage: Lineage
-    round: Int
+    slot: Int
     peer: Peer
 
 
@@ -331,15 +368,44 @@ class JoinRequest:
 @message("en")
 @dataclass(frozen=True, slots=True)
 class Enter:
-    """The joiner holds this committed state and has links to all members."""
+    """The joiner holds these committed states and has links to all members."""
 
     lineage: Lineage
     slot: Int
-    round: Int
-    root: Hash
+    held: Held
+
+
+@message("qu")
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """The receiver may enter after so long: it has come and gone too often lately."""
+
+    wait_ms: Int
+    stays: Int
 
 
 @message("lv")
 @dataclass(frozen=True, slots=True)
 class LeaveRequest:
     reason: Text
+
+
+# ------------------------------------------------------------------ what people ask for
+
+
+@message("w")
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Please propose this: "pause", "resume" or "rollback" (of `tag` to `round`)."""
+
+    what: Text
+    round: Int
+    reason: Text
+    tag: Tag
+
+
+@message("wn")
+@dataclass(frozen=True, slots=True)
+class WishRefused:
+    what: Text
+    says: Text

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from decentral.errors import DecentralError
 from decentral.peer import protocol
 from decentral.types import CommittedState
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,19 @@ class StateArrived:
     """A FetchState was carried out, verified against the committed root: adopt it and `hold` it."""
 
     state: CommittedState
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateArrived:
+    """What led from the state before to that of `round`: apply it. If the result has this root,
+    adopt and `hold` it; if not, `refuse_update`."""
+
+    round: int
+    state_root: bytes
+    data: NDArray[Any]
+    how: NDArray[Any]
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,5 +50,6 @@ Order: TypeAlias = (
     | protocol.Evicted
     | protocol.Fault
     | StateArrived
+    | UpdateArrived
     | MeshFailed
 )

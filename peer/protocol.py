@@ -74,11 +74,19 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Contribute:
-    """The trainer's work for `round` is ready to be reduced. Sent again only for a new round."""
+    """The trainer's work for `round` is ready to be reduced.
+
+    Sent again for a new round, or to replace what was offered: an attempt that has begun with the
+    former work fails, the next one takes this.
+    """
 
     round: int
     tokens: int
     leases: tuple[Range, ...] = ()
+    staleness: int = 0
+    step_s: float = 0.0
+    """Median inner step of this trainer: who is called hung depends on it. 0: not known."""
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,7 @@ class Reduced:
     round: int
     attempt: int
     state_root: bytes
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,7 @@ class ReduceFailed:
     attempt: int
     suspect: PeerId | None
     says: str
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,7 @@ class StateHeld:
 
     round: int
     state_root: bytes
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +124,9 @@ class Checkpointed:
     """The state of `round` is on this peer's disk (fsynced)."""
 
     round: int
+    tag: str = ""
+    kept: tuple[int, ...] = ()
+    """Every round that this disk can give back now: where the run may be rolled back to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +143,29 @@ class Stop:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A person wants the run changed; `PeerCore.wish` tells how it went."""
+
+    what: str
+    """"pause", "resume" or "rollback"."""
+    round: int = 0
+    """Where a rollback goes to."""
+    reason: str = ""
+    tag: str = ""
+    """Whose rounds a rollback undoes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """This peer can be dialled elsewhere now."""
+
+    address: str
+
+
 Event: TypeAlias = (
-    LinkUp
+    Moved
+    | LinkUp
     | LinkDown
     | DialFailed
     | Received
@@ -143,6 +178,7 @@ Event: TypeAlias = (
     | Checkpointed
     | Leave
     | Stop
+    | Ask
 )
 
 # ---------------------------------------------------------------------------- log entries
@@ -168,17 +204,28 @@ class RoundEntry:
     """A majority of the view had checkpointed this round or a later one when this was proposed."""
     stop: str = ""
     """Not empty: the run ends here for all, and this is why."""
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackEntry:
-    """Go back to a round that somebody still holds (after everybody died)."""
+    """Go back to a round that somebody still holds: everybody died, or a person asked for it."""
 
     round: int
     state_root: bytes
+    tag: str = ""
+    reason: str = ""
 
 
-Entry: TypeAlias = ViewEntry | RoundEntry | RollbackEntry
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseEntry:
+    """No round is begun from here on, until an entry with `paused` False."""
+
+    paused: bool
+    reason: str
+
+
+Entry: TypeAlias = ViewEntry | RoundEntry | RollbackEntry | PauseEntry
 
 # ---------------------------------------------------------------------------- actions: to links
 
@@ -226,7 +273,7 @@ class StartReduce:
     """Run the all-reduce of `round` over the participants, then report Reduced or ReduceFailed.
 
     Participants are in rank order and all take part in the exchange; those without a
-    contribution count with weight 0.
+    contribution count with weight 0. Members that are no participants fetch the outcome.
     """
 
     view: View
@@ -234,6 +281,7 @@ class StartReduce:
     attempt: int
     participants: tuple[PeerId, ...]
     contributions: tuple[Contribution, ...]
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +291,7 @@ class AbortReduce:
     round: int
     attempt: int
     says: str
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +312,7 @@ class CloseRound:
     """Contribute to `round` now with what you have: the others wait only for you."""
 
     round: int
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +322,9 @@ class FetchState:
     round: int
     state_root: bytes
     holders: tuple[PeerId, ...]
+    past: tuple[tuple[int, bytes], ...] = ()
+    """(round, root) of committed rounds before it, whose states lead to it by replay."""
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,8 +338,11 @@ class Joined:
 
     view: View
     round: int
+    """The last committed round of the first tag."""
     leases: tuple[Range, ...] = ()
     """This peer's sample ranges from here on."""
+    rounds: tuple[tuple[str, int], ...] = ()
+    """(tag, last committed round), for every tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +355,13 @@ class Left:
 @dataclass(frozen=True, slots=True)
 class Evicted:
     """The others went on without this peer; it is rejoining. Its uncommitted work is discarded."""
+
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Another process runs with this peer's identity: this one must not vote, and ends."""
 
     says: str
 
@@ -327,5 +390,6 @@ Action: TypeAlias = (
     | Joined
     | Left
     | Evicted
+    | Fenced
     | Fault
 )

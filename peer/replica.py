@@ -10,7 +10,7 @@ votes stay valid, and it can go back if those who evicted it are gone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import Protocol
 
@@ -47,8 +47,15 @@ def beats(one: tuple[int, str, tuple[str, ...]], other: tuple[int, str, tuple[st
 
 
 class Replica:
-    def __init__(self, ctx: Context, hooks: Hooks, book: Callable[[], tuple[Update, ...]]) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        hooks: Hooks,
+        book: Callable[[Set[PeerId] | None], tuple[Update, ...]],
+        addresses: Callable[[], tuple[tuple[PeerId, str, str], ...]],
+    ) -> None:
         self.ctx = ctx
+        self.addresses = addresses
         self.hooks = hooks
         self.book = book
         self.state: LogState | None = None
@@ -56,6 +63,9 @@ class Replica:
         self.voted_at = 0.0
         self.past: tuple[str, ...] = ()
         self.deposed = False
+        self._looked_at: LogState | None = None
+        self._inside = False
+        """Whether we are in the view of the state that we looked at last."""
         self.restarted = False
         """Restarted within this slot: what was proposed before the crash is not known any more."""
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=RECENT)
@@ -66,8 +76,14 @@ class Replica:
 
     @property
     def member(self) -> bool:
-        state = self.state
-        return state is not None and not self.deposed and self.ctx.me in state.view.members
+        if self._looked_at is not self.state:
+            state = self._looked_at = self.state
+            self._inside = state is not None and self.ctx.me in state.view.members
+        return self._inside and not self.deposed
+
+    def counts(self, peer: PeerId) -> bool:
+        """Whether this peer is a member: others are guests, with no say about those."""
+        return self.state is not None and peer in self.state.view.members
 
     @property
     def lineage(self) -> str:
@@ -90,7 +106,7 @@ class Replica:
             state=self.state,
             votes=self.votes,
             past=self.past,
-            book=tuple((u.peer, u.name, u.address) for u in self.book() if u.address),
+            book=self.addresses(),
         )
         ctx.out.append(Persist(self._writer.pack(record)))
 
@@ -98,10 +114,10 @@ class Replica:
         self.state, self.votes, self.past = record.state, record.votes, record.past
         self.restarted = True
 
-    def found(self, root: bytes) -> None:
-        """The founder's initial state: the root of round 0."""
+    def found(self, tag: str, root: bytes) -> None:
+        """The founder's initial state: the root of a tag's round 0."""
         assert self.state is not None
-        self.state = replace(self.state, root=root)
+        self.state = self.state.with_scope(replace(self.state.scope(tag), root=root))
         self.persist()
 
     # -------------------------------------------------------------- moving on
@@ -201,9 +217,12 @@ class Replica:
             self.send_snapshot(peer, None)
         peering.told_slot = self.slot
 
-    def send_snapshot(self, peer: PeerId, coordinator: PeerId | None) -> None:
-        if self.state is not None:
-            self.ctx.send(peer, Snapshot(self.state, coordinator, self.book()))
+    def send_snapshot(self, peer: PeerId, coordinator: PeerId | None, since: int = -1) -> None:
+        """The whole state, and how to find others: all, or those that entered from a slot on."""
+        state = self.state
+        if state is not None:
+            whom = None if since < 0 else {one for one, slot in state.entered if slot >= since}
+            self.ctx.send(peer, Snapshot(state, coordinator, self.book(whom)))
 
     def ask(self, peer: PeerId) -> None:
         """Have a peer that is ahead tell us what we missed."""

@@ -6,15 +6,19 @@
       │ ◀────────────────── x/page ─────── │                         │  checked against the root
       │ ── x/chunk (tensor, index, key) ─▶ │ ── x/chunk ───────────▶ │
       │ ◀═════ blob (key): 1 MiB ═════════ │ ◀═════ blob (key) ═════ │  each chunk verified
+      │ ── x/update? (round + 1) ────────▶ │ ──────────────────────▶ │  what was committed since
+      │ ◀───────────────── x/update ────── │ ◀───────── x/update ─── │  (`replay.py`)
       │ ── x/release ────────────────────▶ │ ──────────────────────▶ │
 
-Messages travel on the control stream, the bytes themselves on the bulk streams, under a 64-bit key
-that the fetcher chose. See `fetcher.py` and `donor.py`; neither touches a socket or a clock.
+Each tag (the model, or a module or fragment of it) has states and rounds of its own, and its
+transfers with them; every message names it. Messages travel on the control stream, the bytes
+themselves on the bulk streams, under a 64-bit key that the fetcher chose. See `fetcher.py` and
+`donor.py`; neither touches a socket or a clock.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import ClassVar, TypeAlias
 
 from decentral.errors import ProtocolError
@@ -25,7 +29,9 @@ PAGE_BYTES = 1 << 20
 MAX_PAGES = 4096
 _MAX_MESSAGE_BYTES = PAGE_BYTES + 4096
 _MAX_NAME_BYTES = 512
+_MAX_TAG_BYTES = 256
 _MAX_ROUND = 2**62
+MAX_HOW_BYTES = 1024
 
 
 def is_transfer(payload: bytes) -> bool:
@@ -45,6 +51,8 @@ class _Message:
     round: int
     root: bytes
     """The root tells apart the states of two lineages at the same round."""
+    tag: str = field(default="", kw_only=True)
+    """Whose rounds are counted: the whole model's (""), or a module's or fragment's."""
 
     def pack(self) -> bytes:
         return packing.pack([self.KIND, *astuple(self)])
@@ -103,6 +111,15 @@ class ChunkWanted(_Message):
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkUnwanted(_Message):
+    """Somebody else sends me that chunk: if it has not begun, it need not come."""
+
+    KIND: ClassVar[str] = "x/drop"
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkMissing(_Message):
     """That blob will not come: `busy` with too many others, else not held."""
 
@@ -112,39 +129,80 @@ class ChunkMissing(_Message):
     busy: bool
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateWanted(_Message):
+    """What leads to this state from that of the round before? Keep it for me, and what follows."""
+
+    KIND: ClassVar[str] = "x/update?"
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateOffer(_Message):
+    """That update, to be fetched like a state with the root `update` ("": I do not have it)."""
+
+    KIND: ClassVar[str] = "x/update"
+
+    update: bytes
+    data_bytes: int
+    how_bytes: int
+
+
 TransferMessage: TypeAlias = (
-    Pin | Release | StateWanted | ManifestPage | ManifestMissing | ChunkWanted | ChunkMissing
+    Pin
+    | Release
+    | StateWanted
+    | ManifestPage
+    | ManifestMissing
+    | ChunkWanted
+    | ChunkUnwanted
+    | ChunkMissing
+    | UpdateWanted
+    | UpdateOffer
 )
 
 
 def unpack_message(payload: bytes) -> TransferMessage:
     """Parse one message; ProtocolError if anything about it is off."""
     kind, *fields = packing.array(
-        packing.unpack(payload, max_bytes=_MAX_MESSAGE_BYTES, max_items=16), "a message", 3, 16
+        packing.unpack(payload, max_bytes=_MAX_MESSAGE_BYTES, max_items=16), "a message", 4, 16
     )
     round_ = packing.integer(fields[0], "a round", 0, _MAX_ROUND)
     root = packing.binary(fields[1], "a state root", 32)
-    rest = fields[2:]
+    tag = packing.text(fields[2], "a tag", _MAX_TAG_BYTES)
+    rest = fields[3:]
     match kind, len(rest):
         case "x/pin", 0:
-            return Pin(round_, root)
+            return Pin(round_, root, tag=tag)
         case "x/release", 0:
-            return Release(round_, root)
+            return Release(round_, root, tag=tag)
         case "x/missing", 0:
-            return ManifestMissing(round_, root)
+            return ManifestMissing(round_, root, tag=tag)
         case "x/want", 1:
-            return StateWanted(round_, root, packing.integer(rest[0], "a page", 0, MAX_PAGES - 1))
+            page = packing.integer(rest[0], "a page", 0, MAX_PAGES - 1)
+            return StateWanted(round_, root, page, tag=tag)
         case "x/page", 3:
             pages = packing.integer(rest[1], "the number of pages", 1, MAX_PAGES)
             page = packing.integer(rest[0], "a page", 0, pages - 1)
             data = packing.binary(rest[2], "a page's data", 1, PAGE_BYTES)
-            return ManifestPage(round_, root, page, pages, data)
+            return ManifestPage(round_, root, page, pages, data, tag=tag)
         case "x/chunk", 3:
             tensor = packing.text(rest[0], "a tensor's name", _MAX_NAME_BYTES)
             index = packing.integer(rest[1], "a chunk's index", 0, 2**40)
-            return ChunkWanted(round_, root, tensor, index, _key(rest[2]))
+            return ChunkWanted(round_, root, tensor, index, _key(rest[2]), tag=tag)
+        case "x/drop", 1:
+            return ChunkUnwanted(round_, root, _key(rest[0]), tag=tag)
+        case "x/update?", 0:
+            return UpdateWanted(round_, root, tag=tag)
+        case "x/update", 3:
+            update = packing.binary(rest[0], "an update's root", 0, 32)
+            if update and len(update) != 32:
+                raise ProtocolError("an update's root is not 32 bytes")
+            size = packing.integer(rest[1], "an update's size", 0, 2**50)
+            how = packing.integer(rest[2], "an update's size", 0, MAX_HOW_BYTES)
+            return UpdateOffer(round_, root, update, size, how, tag=tag)
         case "x/nochunk", 2:
-            return ChunkMissing(round_, root, _key(rest[0]), packing.flag(rest[1], "busy"))
+            busy = packing.flag(rest[1], "busy")
+            return ChunkMissing(round_, root, _key(rest[0]), busy, tag=tag)
         case _:
             raise ProtocolError("a state transfer message of an unknown kind or shape")
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from decentral.peer.acceptor import NO_BALLOT
 from decentral.peer.context import Context
 from decentral.peer.entries import decode_entry, encode_entry
-from decentral.peer.fields import Ballot
+from decentral.peer.fields import HEARSAY, Ballot, bad, no_leap
 from decentral.peer.messages import Accept, Accepted, Nack, Prepare, Promise
 from decentral.peer.protocol import Entry, RoundEntry
 from decentral.peer.replica import Replica
@@ -169,6 +169,10 @@ class Views:
 
     def on_promise(self, peer: PeerId, msg: Promise) -> None:
         if self._mine("prepare", peer, msg.lineage, msg.slot, msg.ballot):
+            state = self.replica.state
+            assert state is not None
+            if msg.value and (wrong := why_invalid(state, decode_entry(msg.value))):
+                bad(f"an accepted value cannot follow slot {state.slot}: {wrong}")
             self._promises[peer] = (msg.accepted, msg.value)
             if len(self._promises) >= self.quorum():
                 self._after_prepare()
@@ -182,6 +186,7 @@ class Views:
         if not self.replica.in_step(peer, msg.lineage, msg.slot):
             return
         self._renew()
+        no_leap(msg.promised[0], self.replica.votes.promised[0], "ballot", HEARSAY)
         self._highest = max(self._highest, msg.promised[0])
         if self.phase in ("prepare", "accept") and msg.ballot == self.ballot:
             self._tries = min(self._tries + 1, 4)
@@ -208,6 +213,7 @@ class Views:
         if not self._may_vote(peer, msg.lineage, msg.slot):
             return
         votes = self.replica.votes
+        no_leap(msg.ballot[0], votes.promised[0], "ballot")
         known = votes.promised == msg.ballot
         if msg.ballot[0] == 0 or msg.ballot[1] != peer or not votes.promise(msg.ballot):
             self.ctx.send(peer, Nack(msg.lineage, msg.slot, msg.ballot, votes.promised))
@@ -224,12 +230,12 @@ class Views:
         assert state is not None
         if msg.ballot[1] != peer or (msg.ballot[0] == 0 and state.view.members[0] != peer):
             return
+        no_leap(msg.ballot[0], votes.promised[0], "ballot")
         entry = decode_entry(msg.value)
-        if not msg.recovered:
-            if why_invalid(state, entry):
-                return
-            if isinstance(entry, RoundEntry) and not self.witnessed(entry):
-                return
+        if why_invalid(state, entry):
+            return
+        if not msg.recovered and isinstance(entry, RoundEntry) and not self.witnessed(entry):
+            return
         known = votes.accepted == msg.ballot
         if not votes.accept(msg.ballot, msg.value):
             self.ctx.send(peer, Nack(msg.lineage, msg.slot, msg.ballot, votes.promised))
