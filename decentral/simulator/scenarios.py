@@ -1,20 +1,25 @@
 """What happens to the peers: schedules of faults, all drawn from the seed.
 
-0 s ── everybody joins ── faults for most of the time ── all heals ── quiet ── checks
+0 s ── everybody joins ── faults ── all heals ── whole within HEAL_S ── quiet rounds ── checks
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 
-from decentral.peer.protocol import CoreConfig, Leave
-from decentral.simulator.world import FINGERPRINT, RUN, Node, World
+from decentral.peer.protocol import CoreConfig
+from decentral.simulator.conditions import draw_conditions
+from decentral.simulator.faults import WEIGHTS, Faults, end_all, join
+from decentral.simulator.healing import not_whole
+from decentral.simulator.world import FINGERPRINT, RUN, World
 
-QUIET_S = 60.0
-"""Time to settle after the last fault: partitions merge, everybody is back, rounds commit."""
-COMMIT_WITHIN_S = 20.0
-"""I3: with all faults over, rounds follow each other at most so far apart."""
+DURATION_S = 600.0
+HEAL_S = 30.0
+"""I3: with all faults over, everybody is a member of one view with one state within this time."""
+FIRST_FAULT_S = 8.0
+LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +34,8 @@ class Report:
     trace_hash: str
     rounds: int
     longest_gap_s: float
+    healed_s: float
+    """From the last fault until everybody was back."""
 
 
 def simulated_config(lease_samples: int = 64) -> CoreConfig:
@@ -42,168 +49,122 @@ def simulated_config(lease_samples: int = 64) -> CoreConfig:
     )
 
 
-def make_world(seed: int, peers: int) -> World:
+def make_world(seed: int, peers: int, duration_s: float = DURATION_S) -> World:
     """A founder, and the others joining it within the first seconds."""
     world = World(seed, simulated_config())
+    world.conditions = draw_conditions(world.rng, duration_s)
+    world.config = _draw_rounds(world.rng, world.config, peers)
     founder = world.add()
     founder.boot(found=True)
     for _ in range(peers - 1):
-        node = world.add()
-        world.at(0.1 + 3.0 * world.rng.random(), _join, node)
+        world.at(0.1 + 3.0 * world.rng.random(), join, world.add())
     return world
 
 
-def _join(node: Node) -> None:
-    """Come in through a few of those that live, as a volunteer with an old invite would."""
-    if not node.up:
-        live = [one.peer for one in node.world.alive() if one is not node]
-        node.boot(entries=tuple(node.world.rng.sample(live, min(3, len(live)))))
+def _draw_rounds(rng: Random, config: CoreConfig, peers: int) -> CoreConfig:
+    """One tag or several, and rounds that wait for all or close on K."""
+    tags = rng.choice((("",), ("",), ("",), ("", "head"), ("a", "b", "c")))
+    least = rng.choice((0, 0, max(1, peers // 2), max(1, peers * 3 // 4)))
+    grace_s = rng.choice((0.0, 0.5, 2.0)) if least else 0.0
+    return replace(config, tags=tags, min_contributors=least, grace_s=grace_s)
 
 
-def _restart(node: Node, life: int) -> None:
-    if not node.up and node.life == life:
-        _join(node)
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Which faults strike, by weight; what else is special about the world."""
 
+    weights: dict[str, float]
+    most_peers: float = 1.25
+    """Newcomers come until there are so many times the peers that it began with."""
+    loss: float | None = None
+    nat_share: float | None = None
 
-def crash(world: World, node: Node, back_after_s: float) -> None:
-    """Kill a peer; it starts again from its disk after a while."""
-    if node.up:
-        node.crash()
-        world.after(back_after_s, _restart, node, node.life)
-
-
-def _split(world: World, seconds: float) -> None:
-    parts = world.rng.choice((2, 2, 2, 3))
-    weight = world.rng.random()
-    sides = {
-        peer: (0 if world.rng.random() < weight else world.rng.randrange(1, parts))
-        for peer in world.nodes
-    }
-    world.network.partition(sides)
-    world.after(seconds, world.network.heal)
-
-
-def _leave(world: World, node: Node) -> None:
-    if node.up and not node.paused:
-        node.deliver(Leave("enough for today"))
-        # It comes again later, as a newcomer with an old record.
-        world.after(20.0, _come_again, node)
-
-
-def _come_again(node: Node) -> None:
-    if not node.up:
-        _join(node)
-
-
-class _Faults:
-    """Faults as calls that the world can schedule."""
-
-    def __init__(self, world: World, until: float) -> None:
-        self.world = world
-        self.until = until
-
-    def strike(self, kind: str) -> None:
-        world, rng = self.world, self.world.rng
-        alive = world.alive()
-        left_s = max(0.5, self.until - world.now)
-        if not alive:
+    def schedule(self, world: World, until: float) -> None:
+        """Each seed has its own mixture: some kinds are rare, some are frequent."""
+        if self.loss is not None:
+            world.conditions = replace(world.conditions, loss=self.loss)
+        if not self.weights:
             return
-        node = rng.choice(alive)
-        match kind:
-            case "crash":
-                crash(world, node, min(left_s, 0.2 + 15 * rng.random()))
-            case "crowd":
-                for one in rng.sample(alive, rng.randrange(1, len(alive) + 1)):
-                    crash(world, one, min(left_s, 1 + 15 * rng.random()))
-            case "split":
-                if not world.network.sides:
-                    _split(world, min(left_s, 1 + 30 * rng.random()))
-            case "pause":
-                node.pause(min(left_s, 0.5 + 8 * rng.random()))
-            case "reset":
-                links = list(world.network.links.values())
-                for link in rng.sample(links, min(len(links), 3)):
-                    world.network.reset(link)
-            case "leave":
-                _leave(world, node)
-            case "newcomer":
-                if len(world.nodes) < 40:
-                    _join(world.add())
-            case _:
-                links = list(world.network.links.values())
-                for link in rng.sample(links, len(links) // 3):
-                    world.network.reset(link)
-
-
-def everything_at_once(world: World, until: float) -> None:
-    """The scenario of the same name in SCENARIOS."""
-    faults = _Faults(world, until)
-    rng = world.rng
-    kinds = ("crash", "crowd", "split", "pause", "reset", "leave", "newcomer", "storm")
-    at = 8.0
-    while at < until:
-        kind = rng.choices(kinds, (8, 1, 2, 3, 4, 2, 1, 1))[0]
-        world.at(at, faults.strike, kind)
-        at += rng.expovariate(1 / 4.0)
-
-
-def _only(*kinds: str) -> Callable[[World, float], None]:
-    def schedule(world: World, until: float) -> None:
-        faults = _Faults(world, until)
-        at = 8.0
+        rng = world.rng
+        weights = [one * rng.choice((0.0, 1.0, 1.0, 3.0)) for one in self.weights.values()]
+        if not any(weights):
+            weights = list(self.weights.values())
+        faults = Faults(
+            world, until, max(len(world.nodes) + 4, int(self.most_peers * len(world.nodes)))
+        )
+        at = FIRST_FAULT_S
         while at < until:
-            world.at(at, faults.strike, world.rng.choice(kinds))
-            at += world.rng.expovariate(1 / 4.0)
-
-    return schedule
+            world.at(at, faults.strike, rng.choices(list(self.weights), weights)[0])
+            at += rng.expovariate(1 / world.conditions.fault_every_s)
 
 
-def _calm(world: World, until: float) -> None:
-    """Nothing goes wrong."""
+def _only(*kinds: str, **special: float) -> Scenario:
+    return Scenario({kind: WEIGHTS[kind] for kind in kinds}, **special)
 
 
-SCENARIOS: dict[str, Callable[[World, float], None]] = {
-    "everything": everything_at_once,
-    "calm": _calm,
-    "crashes": _only("crash"),
-    "crowds": _only("crowd"),
-    "partitions": _only("split"),
-    "stalls": _only("pause", "reset"),
+SCENARIOS: dict[str, Scenario] = {
+    "everything": Scenario(WEIGHTS),
+    "calm": Scenario({}),
+    "crashes": _only("crash", "torn"),
+    "crowds": _only("crowd", "blackout"),
+    "power": _only("power", "torn", "blackout"),
+    "partitions": _only("split", "triangle"),
+    "one-way": _only("one-way"),
+    "links": _only("reset", "storm", "half-open"),
+    "stalls": _only("pause", "suspend", "hang"),
+    "clocks": _only("clock", "suspend"),
+    "slow": _only("slow"),
+    "lossy": Scenario({"reset": 1.0}, loss=0.05),
+    "nat": Scenario({"crash": 1.0, "reset": 1.0}, nat_share=0.5),
+    "wishes": _only("halt", "undo", "crash"),
     "comings": _only("leave", "newcomer", "crash"),
+    "storms": _only("crush", "crowd", most_peers=3.0),
 }
+
+
+def quiet_s(world: World) -> float:
+    """I3: with all faults over, rounds follow each other at most so far apart."""
+    return 20.0 + 2 * world.conditions.compute_s
 
 
 def simulate(
     seed: int,
     peers: int = 32,
     scenario: str = "everything",
-    duration_s: float = 150.0,
+    duration_s: float = DURATION_S,
     prepare: Callable[[World], None] | None = None,
 ) -> Report:
     """Run one seed to its end and check everything that must hold."""
-    world = make_world(seed, peers)
+    world = make_world(seed, peers, duration_s)
     if prepare is not None:
         prepare(world)
-    faults_end = duration_s - QUIET_S
-    SCENARIOS[scenario](world, faults_end)
+    faults_end = duration_s - HEAL_S - quiet_s(world)
+    SCENARIOS[scenario].schedule(world, faults_end)
     world.run(faults_end)
-    world.network.heal()
-    for node in world.nodes.values():
-        if not node.up and node.life:
-            world.after(0.1 + world.rng.random(), _come_again, node)
-    world.run(duration_s - COMMIT_WITHIN_S)
-    rounds = world.checker.rounds_committed
+    end_all(world)
+    checker = world.checker
+    while (missing := not_whole(world)) and world.now < faults_end + HEAL_S:
+        world.run(world.now + LOOK_EVERY_S)
+    healed_s = world.now - faults_end
+    if missing:
+        checker.violation(f"I3: not whole {HEAL_S:.0f} s after the last fault: {missing}")
+    world.run(duration_s - quiet_s(world))
+    rounds = checker.rounds_committed
     world.run(duration_s)
-    if world.checker.rounds_committed == rounds:
-        world.checker.violation(f"I3: no round was committed in the last {COMMIT_WITHIN_S:.0f} s")
-    world.checker.settled()
+    if checker.rounds_committed == rounds:
+        checker.violation(f"I3: no round was committed in the last {quiet_s(world):.0f} s")
+    checker.settled()
     return Report(
         seed=seed,
         peers=peers,
         simulated_s=world.now,
         events=world.events,
-        violations=world.checker.violations,
+        violations=checker.violations,
         trace_hash=world.trace_hash(),
-        rounds=world.checker.rounds_committed,
-        longest_gap_s=world.checker.longest_gap_s,
+        rounds=checker.rounds_committed,
+        longest_gap_s=checker.longest_gap_s,
+        healed_s=healed_s,
     )
+
+
+__all__ = ["SCENARIOS", "Report", "make_world", "simulate", "simulated_config"]
