@@ -1,13 +1,13 @@
-"""A lab whose lines have a delay and a loss: TUN devices on `_netlab` (native/netlab)."""
+"""A lab whose lines have a delay, a loss and worse: TUN devices on `_netlab` (native/netlab)."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from decentral.bench.lab import Host, Lab, LabError, Lines, addresses, program
+from decentral.bench.delay_line import DelayLine
+from decentral.bench.lab import Host, Lab, Lines, addresses
 
 
 class DelayLab(Lab):
@@ -15,19 +15,13 @@ class DelayLab(Lab):
 
     def __init__(self, lines: Lines) -> None:
         super().__init__()
-        self._process: subprocess.Popen[str] | None = None
+        self._line: DelayLine | None = None
         try:
             for number, address in enumerate(addresses(len(lines.rates_mbit))):
                 self.hosts.append(Host(self._namespace(f"h{number}"), address, "wan0"))
-            self._process = subprocess.Popen(
-                [str(program("_netlab")), "--seed", str(lines.seed)]
-                + [f"{host.netns}={host.address}" for host in self.hosts],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+            self._line = DelayLine(
+                [(host.netns, host.address) for host in self.hosts], seed=lines.seed
             )
-            self._hear("ready")
             self.tell(f"queue * {lines.queue_ms}")
             self.tell(f"delay * * {lines.rtt_ms / 2}")
             self.tell(f"loss {lines.loss}")
@@ -39,10 +33,8 @@ class DelayLab(Lab):
 
     def tell(self, command: str) -> str:
         """One command of native/netlab/commands.h; its answer. LabError if it is refused."""
-        assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-        return self._hear(command)
+        assert self._line is not None
+        return self._line.tell(command)
 
     def _set_rate(self, host: int, mbit: float) -> None:
         self.tell(f"rate {host} up {mbit}")
@@ -56,6 +48,19 @@ class DelayLab(Lab):
     def set_loss(self, probability: float) -> None:
         self.tell(f"loss {probability}")
 
+    def set_host_loss(self, host: int, probability: float) -> None:
+        """Besides the loss of all: of the packets that this host sends and of those it gets."""
+        self.tell(f"loss {host} {probability}")
+
+    def set_corruption(self, host: int, probability: float) -> None:
+        """So many TCP packets from and to the host have one bit of their payload flipped, under a
+        checksum that fits: the bytes reach the application, which must notice by itself."""
+        self.tell(f"corrupt {host} {probability}")
+
+    def block(self, sender: int, receiver: int, on: bool = True) -> None:
+        """Packets of this one direction vanish, until it is off again."""
+        self.tell(f"block {sender} {receiver} {'on' if on else 'off'}")
+
     def cut(self, host: int) -> None:
         self.tell(f"cut {host}")
 
@@ -63,22 +68,11 @@ class DelayLab(Lab):
         self.tell(f"heal {host}")
 
     def counters(self) -> Sequence[dict[str, Any]]:
-        """Per host: packets and bytes sent and delivered, dropped, lost, cut."""
+        """Per host: packets and bytes sent and delivered, and what became of the others."""
         return list(json.loads(self.tell("stats"))["hosts"])
 
     def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()  # reaps it and closes its pipes
-            self._process = None
+        if self._line is not None:
+            self._line.close()
+            self._line = None
         super().close()
-
-    def _hear(self, asked: str) -> str:
-        assert self._process is not None and self._process.stdout is not None
-        answer = self._process.stdout.readline().strip()
-        if not answer:
-            _, says = self._process.communicate()
-            raise LabError(f"the delay line ended: {says.strip()}", phase="lab")
-        if answer.startswith("error: "):
-            raise LabError(f"{asked!r}: {answer.removeprefix('error: ')}", phase="lab")
-        return answer

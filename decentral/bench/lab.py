@@ -21,9 +21,10 @@ import signal
 import socket
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from decentral import _native
 from decentral.errors import ConfigError, DecentralError
@@ -83,19 +84,39 @@ class Host:
         return bound_socket(Path("/run/netns") / self.netns, self.address, kind)
 
 
-class Lab(ABC):
-    """Namespaces and their end; how they are connected is the subclass's business."""
+class Namespaces:
+    """Network namespaces that go, with whatever still runs in them, when their block ends."""
 
     def __init__(self) -> None:
         self.tag = f"{PREFIX}-{os.getpid()}-{secrets.token_hex(2)}"
-        self.hosts: list[Host] = []
         self._namespaces: list[str] = []
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def close(self) -> None:
+        """Ends what runs on the hosts, and the hosts. Idempotent."""
+        for netns in self._namespaces:
+            remove(netns)
+        self._namespaces.clear()
+
+    def _namespace(self, name: str) -> str:
+        netns = f"{self.tag}-{name}"
+        ip("netns", "add", netns)
+        self._namespaces.append(netns)
+        ip("-n", netns, "link", "set", "lo", "up")
+        return netns
+
+
+class Lab(Namespaces, ABC):
+    """Hosts with lines; how they are connected is the subclass's business."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hosts: list[Host] = []
 
     def set_rate(self, host: int, mbit: float) -> None:
         """Both directions of a host's line, from now on; 0: no limit."""
@@ -122,19 +143,6 @@ class Lab(ABC):
             )
             for host in self.hosts
         )
-
-    def close(self) -> None:
-        """Ends what runs on the hosts, and the hosts. Idempotent."""
-        for netns in self._namespaces:
-            remove(netns)
-        self._namespaces.clear()
-
-    def _namespace(self, name: str) -> str:
-        netns = f"{self.tag}-{name}"
-        ip("netns", "add", netns)
-        self._namespaces.append(netns)
-        ip("-n", netns, "link", "set", "lo", "up")
-        return netns
 
 
 def open_lab(lines: Lines) -> Lab:
@@ -194,26 +202,34 @@ def remove(netns: str) -> None:
 
 
 def bound_socket(netns: Path, address: str, kind: int) -> socket.socket:
-    """A socket belongs to the namespace that its thread was in when it was made."""
+    """A socket of this process in that namespace, at a free port."""
+    with inside(netns):
+        made = socket.socket(socket.AF_INET, kind)
+    made.bind((address, 0))
+    return made
+
+
+@contextlib.contextmanager
+def inside(netns: Path) -> Iterator[None]:
+    """This thread is in a namespace for so long. A socket belongs to the one that its thread was
+    in when it was made."""
     libc = ctypes.CDLL(None, use_errno=True)
     with Path("/proc/thread-self/ns/net").open() as here, netns.open() as there:
         try:
             if libc.setns(there.fileno(), CLONE_NEWNET):
                 raise LabError(f"cannot enter {netns}: {os.strerror(ctypes.get_errno())}")
-            made = socket.socket(socket.AF_INET, kind)
+            yield
         finally:
             libc.setns(here.fileno(), CLONE_NEWNET)
-    made.bind((address, 0))
-    return made
 
 
 def ip(*args: str) -> None:
     command("ip", *args)
 
 
-def command(*words: str) -> str:
+def command(*words: str, stdin: str = "") -> str:
     """Run a tool; its output. LabError with the tool's own words if it refuses."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, input=stdin)
     if done.returncode:
         says = done.stderr.strip() or f"status {done.returncode}"
         raise LabError(f"{' '.join(words)}: {says}", phase="lab")

@@ -1,6 +1,9 @@
-"""One long, lossy link between two peers: how much of the pipe an all-reduce fills.
+"""Links: what they carry on loopback, or how much of a long, lossy pipe an all-reduce fills.
 
+decentral bench link --json
 decentral bench link --rates-mbit 200 --rtt-ms 100 --loss 0.001 --congestion cubic --json
+
+Without a net: direct and relayed links against a bare TLS loop (link_transfer.py). With one: below.
 """
 
 from __future__ import annotations
@@ -10,27 +13,32 @@ import statistics
 import time
 from typing import Any
 
-from decentral.bench import machine
+from decentral.bench import link_transfer, machine
 from decentral.bench.allreduce import streams_from
 from decentral.bench.crew import Crew
 from decentral.bench.net import Net, Site, from_arguments, open_net
 from decentral.bench.net import add_arguments as add_net_arguments
 from decentral.errors import ConfigError
 
-SAYS = "one long, lossy link: goodput as a fraction of the pipe, and the streams it takes"
+SAYS = "links: direct and relayed against a TLS loop, or one long, lossy pipe (--rate-mbit …)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size-mib", type=float, default=32, help="of one operation")
+    parser.add_argument("--size-mib", type=float, help="of one transfer (256) or operation (32)")
+    parser.add_argument("--runs", type=int, default=7, help="on loopback")
+    parser.add_argument("--link-streams", type=int, default=2, help="bulk streams, on loopback")
     parser.add_argument("--seconds", type=float, default=40, help="per number of streams")
     parser.add_argument("--encrypt", choices=("on", "off"), default="on")
     parser.add_argument("--streams", default="auto,1", help="comma-separated: auto or numbers")
-    add_net_arguments(parser, rates_mbit="200", rtt_ms=100.0, loss=0.001)
+    add_net_arguments(parser)
     parser.add_argument("--rate-mbit", dest="rates_mbit", default=argparse.SUPPRESS)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     net = from_arguments(args)
+    args.size_mib = args.size_mib or (256 if net.kind == "loopback" else 32)
+    if net.kind == "loopback":
+        return link_transfer.measure(args)
     if not net.rates_mbit or net.rates_mbit[0] <= 0:
         raise ConfigError("bench link needs a rate: the pipe that it is a fraction of")
     results = []

@@ -20,10 +20,18 @@ class Member:
     """Has a fresh identity; admits whoever dials it: benchmarks trust their own machine."""
 
     def __init__(
-        self, host: str, *, encrypt: bool, streams: int, congestion: str, silence_limit_s: float
+        self,
+        host: str,
+        *,
+        encrypt: bool,
+        streams: int,
+        congestion: str,
+        silence_limit_s: float,
+        max_upload_bytes_s: int = 0,
     ) -> None:
         """`streams`: bulk streams per link; 0: as many as carry more."""
         how: dict[str, Any] = {"encrypt_bulk": encrypt, "congestion": congestion}
+        how["max_upload_bytes_s"] = max_upload_bytes_s
         if streams:
             how |= {"bulk_streams": streams, "max_bulk_streams": streams}
         silence_limit_ms = round(silence_limit_s * 1000)
