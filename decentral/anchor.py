@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from decentral.model_tensors import ModelTensors
+from decentral.compute import Tensors
 from decentral.state import HeldState, aligned_zeros
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Anchor:
     """Used from the user's thread only."""
 
-    def __init__(self, tensors: ModelTensors) -> None:
+    def __init__(self, tensors: Tensors) -> None:
         self.held: HeldState | None = None
         self.delta = aligned_zeros(tensors.layout.exchanged)
         """The outer gradient, always finite. A reduce borrows it and leaves it as it is."""

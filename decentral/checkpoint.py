@@ -3,7 +3,10 @@
     checkpoints/
       round-00000041/  state.safetensors  manifest.json
       round-00000042/  …
+      undone-00000043/ …            newer than where the run was rolled back to
+      lineage-…-00000042/ …         of a lineage that another one has won over
       .tmp-…           a save in progress: everything is fsynced before the rename makes it count
+      module-a/ …           the same, of a module that has rounds of its own
 
 A save that fails leaves the older ones and the training as they are. A load verifies every hash
 and falls back to the next older checkpoint, and says so.
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decentral import tensor_file
+from decentral import failpoints, tensor_file
 from decentral.errors import CorruptCheckpointError, DiskError
 from decentral.state import hash_state, tensor_root
 from decentral.types import CommittedState, TensorSpec
@@ -55,13 +58,58 @@ def save(
     state: CommittedState, directory: Path, *, run: bytes = b"", lineage: str = "", keep: int = 3
 ) -> Path:
     """Write `state` so that it is wholly there or not at all. Raises a DiskError."""
-    final = directory / f"round-{state.round:08d}"
-    temporary = directory / f".tmp-{state.round:08d}-{os.getpid()}"
-    replaced = directory / f".tmp-{state.round:08d}-{os.getpid()}-replaced"
+    final = _save(state, directory, f"round-{state.round:08d}", run, lineage)
+    for old in _rounds(directory)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def keep_apart(state: CommittedState, directory: Path, run: bytes, lineage: str) -> Path:
+    """Write `state` where no later round replaces it and no start picks it up by itself."""
+    return _save(state, directory, f"lineage-{lineage}-{state.round:08d}", run, lineage)
+
+
+def kept(directory: Path) -> tuple[int, ...]:
+    """Rounds that are there, oldest first."""
+    return tuple(int(path.name.partition("-")[2]) for path in reversed(_rounds(directory)))
+
+
+def undo(directory: Path, *, after: int) -> None:
+    """Move checkpoints of later rounds aside: the run has gone back. Raises a DiskError."""
+    for path in _rounds(directory):
+        number = int(path.name.partition("-")[2])
+        if number > after:
+            aside = path.with_name(f"undone-{number:08d}")
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+            except OSError as error:
+                raise _disk_error(
+                    error, f"round {number} in {directory} could not be moved"
+                ) from error
+
+
+def load_round(
+    directory: Path, number: int, root: bytes, schema: Sequence[TensorSpec]
+) -> CommittedState | None:
+    """That very state, or None. Raises a CorruptCheckpointError if it is there but damaged."""
+    path = directory / f"round-{number:08d}"
+    if not path.is_dir():
+        return None
+    manifest = _read_manifest(path)
+    return _load(path, manifest, schema) if manifest["root"] == root.hex() else None
+
+
+def _save(state: CommittedState, directory: Path, name: str, run: bytes, lineage: str) -> Path:
+    final = directory / name
+    # By name: the checkpointer may be saving this very round while it is kept apart.
+    temporary = directory / f".tmp-{name}-{os.getpid()}"
+    replaced = directory / f".tmp-{name}-{os.getpid()}-replaced"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
+        failpoints.passing("checkpoint-write")
         with (temporary / TENSORS).open("wb") as file:
             tensor_file.write(file, state.tensors)
             os.fsync(file.fileno())
@@ -73,20 +121,23 @@ def save(
         if final.exists():
             # The same round once more, after a rollback: the newer outcome replaces the older.
             final.rename(replaced)
+        failpoints.passing("checkpoint-rename")
         temporary.rename(final)
+        failpoints.passing("checkpoint-renamed")
         shutil.rmtree(replaced, ignore_errors=True)
         _sync_directory(directory)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        why = _REASONS.get(error.errno or 0, os.strerror(error.errno or errno.EIO))
-        raise DiskError(
-            f"round {state.round} could not be saved in {directory}: {why}; training goes on, "
-            "and older checkpoints are as they were",
-            phase="checkpoint",
+        raise _disk_error(
+            error, f"round {state.round} could not be saved in {directory}"
         ) from error
-    for old in _rounds(directory)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _disk_error(error: OSError, says: str) -> DiskError:
+    why = _REASONS.get(error.errno or 0, os.strerror(error.errno or errno.EIO))
+    says = f"{says}: {why}; training goes on, and older checkpoints are as they were"
+    return DiskError(says, phase="checkpoint")
 
 
 def load_latest(
@@ -175,7 +226,7 @@ def _load(path: Path, manifest: Mapping[str, Any], schema: Sequence[TensorSpec])
 def _rounds(directory: Path) -> list[Path]:
     """Newest first."""
     with contextlib.suppress(OSError):
-        return sorted(directory.glob("round-*"), reverse=True)
+        return sorted(directory.glob("round-" + "[0-9]" * 8), reverse=True)
     return []
 
 

@@ -9,6 +9,9 @@ from typing import Any
 from decentral.errors import ConfigError
 from decentral.peer.control import ControlClient
 
+WISH_TIMEOUT_S = 30.0
+"""For commands that wait until the run's members have agreed."""
+
 
 def homes_root() -> Path:
     """Where peers live that were not given a ``--home``."""

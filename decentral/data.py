@@ -9,7 +9,7 @@ range), so that no peer ever holds a list of n indices.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,20 +105,12 @@ class LeasedData:
         collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         check_dataset(dataset, batch_size)
-        # Torch is imported here, and not by `import decentral.data`.
-        from torch.utils.data import DataLoader
-
         self._book, self._refill, self._finished = book, refill, finished
         self._sampler = _LeaseSampler(book, len(dataset), batch_size, seed)
-        # Any: torch asks for subclasses where it needs no more than these methods.
-        samples: Any = dataset
-        sampler: Any = self._sampler
-        self._loader: Any = DataLoader(
-            samples,
-            batch_sampler=sampler,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            collate_fn=collate,
+        self._loader: Iterable[Any] = (
+            _InProcess(dataset, self._sampler, collate)
+            if collate is not None and not num_workers
+            else _torch_loader(dataset, self._sampler, num_workers, collate)
         )
 
     def __iter__(self) -> Iterator[Any]:
@@ -136,6 +128,41 @@ class LeasedData:
                 yield batch
                 if self._finished() or self._book.generation != generation:
                     break
+
+
+class _InProcess:
+    """What torch's loader does without workers; a peer without torch has this one only."""
+
+    def __init__(
+        self, dataset: Dataset, sampler: _LeaseSampler, collate: Callable[[list[Any]], Any]
+    ) -> None:
+        self._dataset, self._sampler, self._collate = dataset, sampler, collate
+
+    def __iter__(self) -> Iterator[Any]:
+        for indices in self._sampler:
+            yield self._collate([self._dataset[index] for index in indices])
+
+
+def _torch_loader(
+    dataset: Dataset,
+    sampler: _LeaseSampler,
+    num_workers: int,
+    collate: Callable[[list[Any]], Any] | None,
+) -> Iterable[Any]:
+    # Torch is imported here, and not by `import decentral.data`.
+    from torch.utils.data import DataLoader
+
+    # Any: torch asks for subclasses where it needs no more than these methods.
+    samples: Any = dataset
+    batches: Any = sampler
+    loader: Any = DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=collate,
+    )
+    return loader  # type: ignore[no-any-return]
 
 
 def check_dataset(dataset: Any, batch_size: int) -> int:

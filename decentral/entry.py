@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Optimizers: TypeAlias = "torch.optim.Optimizer | Sequence[torch.optim.Optimizer]"
 
-LISTEN = "0.0.0.0:0"
+LISTEN = "[::]:0"
 """All interfaces, any free port."""
 
 

@@ -10,6 +10,7 @@
     │   ├── SelfJoinError             the address leads back to this very peer
     │   └── RefusedError              the other end said no, and says why
     │       └── CredentialError       a credential is missing, stale, foreign or revoked
+    ├── PortMappingError              no router opens a port for us: a loss, never a failure
     ├── ProtocolError                 a frame or message that breaks the format or a limit
     ├── CollectiveError               an all-reduce did not happen; buffers are untouched
     │   ├── PeerFailedError           a member died or went silent
@@ -85,6 +86,10 @@ class RefusedError(ConnectError):
 
 class CredentialError(RefusedError):
     """A credential is missing, stale, foreign or revoked."""
+
+
+class PortMappingError(DecentralError):
+    """No router opens a port for this peer; it goes on without."""
 
 
 class ProtocolError(DecentralError):

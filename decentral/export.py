@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.numpy import save_file
@@ -11,20 +12,23 @@ from decentral.errors import DiskError
 from decentral.types import CommittedState
 
 
-def export(state: CommittedState, path: Path) -> Path:
+def export(states: Sequence[CommittedState], path: Path) -> Path:
     """Write parameters and buffers, under the model's own names, and return the path.
 
+    Several states are those of the modules of one model, the leading one first.
     ``.safetensors`` is appended where it is missing. A file of that name is replaced at once.
     """
     if path.suffix != ".safetensors":
         path = path.with_name(path.name + ".safetensors")
     tensors = {
         name.partition("/")[2]: array
+        for state in states
         for name, array in state.tensors.items()
         if name.startswith(("param/", "buffer/"))
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    metadata = {"format": "pt", "round": str(state.round), "state_hash": state.root.hex()}
+    first = states[0]
+    metadata = {"format": "pt", "round": str(first.round), "state_hash": first.root.hex()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, metadata=metadata)

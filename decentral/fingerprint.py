@@ -1,4 +1,9 @@
-"""What all peers of a run must agree on before they train together, and what to say if not."""
+"""What all peers of a run must agree on before they train together, and what to say if not.
+
+The model is not in it: a peer may hold a part of it only. A newcomer compares its tensors with the
+committed state's before it fetches any, and names the first that differs (`check_schema` in
+`decentral.peer.manifest`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from decentral.strategies.base import Strategy
-from decentral.types import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +39,19 @@ class Fingerprint:
 
 
 def fingerprint(
-    schema: Sequence[TensorSpec],
     strategy: Strategy,
     *,
+    tags: Sequence[str] = ("",),
     recipe: str = "",
     version: str = "",
     dataset: str = "",
     seed: int = 0,
 ) -> Fingerprint:
-    """Names, shapes, dtypes, strategy options, declared versions; never source text."""
-    tensors = hashlib.sha256()
-    for spec in schema:
-        tensors.update(f"{spec.name} {spec.dtype} {list(spec.shape)}\n".encode())
+    """Strategy options, the modules' tags, declared versions; never source text."""
     facts = {
         "recipe": recipe,
         "recipe.version": version,
-        "model": f"{len(schema)} tensors {tensors.hexdigest()[:16]}",
+        "modules": ", ".join(tags) or "one",
         "dataset": dataset,
         "seed": str(seed),
         "strategy": strategy.name,

@@ -8,17 +8,9 @@ from typing import Any
 
 import torch
 
+from decentral.compute import StepResult
 from decentral.errors import ConfigError
 from decentral.schedule import Progress, Schedule, constant
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What an optimizer step did. `tokens` is 0 if the GradScaler skipped it."""
-
-    tokens: int
-    loss: torch.Tensor
-    """Mean over the accumulated micro-batches; on the device, so that no step waits for it."""
 
 
 @dataclass(slots=True)

@@ -63,6 +63,11 @@ class LeaseBook:
     def remaining(self) -> Ranges:
         return subtract(self.granted, (*self.used, *self.handed_out))
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether there is a sample for another step; data without ids always has one."""
+        return not self.granted or bool(self.remaining)
+
     def grant(self, ranges: Ranges) -> None:
         """From a committed entry: all that this peer holds from here on."""
         ranges = merge(ranges)

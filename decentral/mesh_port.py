@@ -11,21 +11,35 @@ The trainer (the user's thread) calls methods; the mesh (its own thread) answers
     adopt; hold(state)             ──────────────▶  donors serve it
     checkpointed(r)                ──────────────▶  durable_round
 
+All of this is per *tag*: "" in a run with one model. In a run whose modules or fragments have
+rounds of their own each has a tag, orders carry it, and rounds of several tags run at once.
+
 `decentral.peer.runtime.Mesh` implements `MeshPort`; unit tests use an in-process fake.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from decentral.peer.orders import MeshFailed, Order, StateArrived
-from decentral.types import CommittedState, PeerId, Range, TensorSpec, View
+from decentral.peer.holding import Holding
+from decentral.peer.orders import MeshFailed, Order, StateArrived, UpdateArrived
+from decentral.types import CommittedState, PeerId, Range, View
 
 if TYPE_CHECKING:
     from decentral.types import Array
 
-__all__ = ["Group", "GroupFactory", "MeshFailed", "MeshPort", "Order", "StateArrived", "Work"]
+__all__ = [
+    "Group",
+    "GroupFactory",
+    "Holding",
+    "MeshFailed",
+    "MeshPort",
+    "Order",
+    "StateArrived",
+    "UpdateArrived",
+    "Work",
+]
 
 
 class MeshPort(Protocol):
@@ -35,6 +49,8 @@ class MeshPort(Protocol):
     name: str
     join_word: str
     """The whole word that a newcomer passes to `join` ("" where none can be made)."""
+    full_mesh_up_to: int
+    """Up to so many members all are linked to all."""
     native: Any
     """The native endpoint, for `decentral.collectives.Group`."""
 
@@ -45,33 +61,64 @@ class MeshPort(Protocol):
     def start(
         self,
         *,
-        schema: Sequence[TensorSpec],
+        holdings: Mapping[str, Holding],
         fingerprint: bytes,
-        initial: CommittedState | None,
-        resumed: CommittedState | None,
         lease_samples: int,
         on_order: Callable[[Order], None],
+        tags: tuple[str, ...] = ("",),
+        min_contributors: int = 0,
+        grace_s: float = 0.0,
     ) -> None:
-        """Become a member. `initial` (a founder's) or `resumed` (from disk) counts as held.
+        """Become a member. `tags` are the run's, the same in the same order on all peers;
+        `holdings` are this peer's: what it takes part in, and a founder's initial states of the
+        rest. An `initial` (a founder's) or `resumed` (from disk) state counts as held.
 
-        Orders then arrive on the mesh's thread: Joined first, and a StateArrived where this
-        peer does not hold the committed state yet. Raises a ConnectError or FingerprintError.
+        Orders then arrive on the mesh's thread: Joined first, and a StateArrived for each tag of
+        which this peer does not hold the committed state yet. Raises a ConnectError or
+        FingerprintError.
         """
 
-    def contribute(self, round: int, tokens: int, leases: tuple[Range, ...]) -> None:
-        """This peer's work for `round` is ready to be reduced."""
+    def contribute(
+        self,
+        round: int,
+        tokens: int,
+        leases: tuple[Range, ...],
+        *,
+        staleness: int = 0,
+        step_s: float = 0.0,
+        tag: str = "",
+    ) -> None:
+        """This peer's work for `round` is ready to be reduced (again: it replaces the former).
 
-    def reduced(self, round: int, attempt: int, state_root: bytes) -> None:
+        `staleness`: rounds committed since the work began; `step_s`: the median inner step.
+        """
+
+    def reduced(self, round: int, attempt: int, state_root: bytes, *, tag: str = "") -> None:
         """The attempt succeeded here and would lead to the state with this root."""
 
-    def reduce_failed(self, round: int, attempt: int, suspect: PeerId | None, says: str) -> None:
+    def reduce_failed(
+        self, round: int, attempt: int, suspect: PeerId | None, says: str, *, tag: str = ""
+    ) -> None:
         """The attempt failed here; `suspect` is whom it blames."""
 
-    def hold(self, state: CommittedState) -> None:
+    def connect(self, peers: Sequence[PeerId]) -> None:
+        """See to it that there are links to these members. Waits for them, for a while; which of
+        them there is none to becomes clear when they are used."""
+
+    def hold(self, state: CommittedState, *, tag: str = "") -> None:
         """This peer has applied this committed state; others may fetch it from here."""
 
-    def checkpointed(self, round: int) -> None:
-        """The state of `round` is on this peer's disk, fsynced."""
+    def wants_updates(self, tag: str = "") -> bool:
+        """Whether somebody fetches a state, so that the next rounds' updates are worth keeping."""
+
+    def hold_update(self, state_root: bytes, update: CommittedState, *, tag: str = "") -> None:
+        """What led to the state with that root; before `hold` of that state."""
+
+    def refuse_update(self, round: int, *, tag: str = "") -> None:
+        """The UpdateArrived of that round does not lead to the committed root."""
+
+    def checkpointed(self, round: int, kept: tuple[int, ...] = (), *, tag: str = "") -> None:
+        """The state of `round` is on this peer's disk, fsynced; `kept`: all that are there."""
 
     def progress(self, step: int) -> None:
         """Another inner step was made (`step` grows): not hung."""
@@ -91,7 +138,10 @@ class MeshPort(Protocol):
     def emit(self, event: dict[str, Any]) -> None:
         """Put an event on this peer's stream (`decentral peer --json`); `t` is added."""
 
-    def telemetry(self, **fields: Any) -> None:
+    def record(self, event: dict[str, Any]) -> None:
+        """Put an event into this peer's log only (`events.jsonl` in its home)."""
+
+    def telemetry(self, *, tag: str = "", **fields: Any) -> None:
         """What `decentral status` shows of the training: strategy, loss, tokens."""
 
     def close(self) -> None:
@@ -120,8 +170,12 @@ class Group(Protocol):
         weights: Sequence[float],
         round: int,
         attempt: int,
+        tag: int,
     ) -> Work:
-        """dst = Σ weight_p · src_p / Σ weight_p, weights in rank order; the same bits for all."""
+        """dst = Σ weight_p · src_p / Σ weight_p, weights in rank order; the same bits for all.
+
+        (round, attempt, tag) name the operation; several may run at once.
+        """
 
 
 GroupFactory: TypeAlias = Callable[[Any, View, PeerId], Group]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,8 +21,11 @@ class ModelTensors:
     no outer momentum; integer ones (its counter) stay each peer's own.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, names: Sequence[str] | None = None) -> None:
+        """`names`: only these tensors, or those of these submodules."""
         tensors = list(_tensors(model))
+        if names is not None:
+            tensors = _chosen(tensors, names)
         self.layout = Layout.of((name, kind, tuple(t.shape)) for name, kind, t in tensors)
         by_name = {name: tensor for name, _, tensor in tensors}
         self._bound: list[tuple[Slot, torch.Tensor]] = [
@@ -81,6 +84,19 @@ def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
     for name, buffer in model.named_buffers():
         if name in persistent and buffer.is_floating_point():
             yield _plain(name), BUFFER, buffer
+
+
+def _chosen(
+    tensors: list[tuple[str, str, torch.Tensor]], names: Sequence[str]
+) -> list[tuple[str, str, torch.Tensor]]:
+    for wanted in names:
+        if not any(_within(name, wanted) for name, *_ in tensors):
+            raise ConfigError(f"the model has no tensor and no submodule {wanted!r}")
+    return [one for one in tensors if any(_within(one[0], wanted) for wanted in names)]
+
+
+def _within(name: str, wanted: str) -> bool:
+    return name == wanted or name.startswith(f"{wanted}.")
 
 
 def _plain(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from decentral.errors import ConfigError
 
@@ -38,15 +39,23 @@ class RunOptions:
     """Name of the recipe, for the fingerprint."""
     recipe_version: str = ""
     """Its declared version, likewise."""
+    witness: int = 0
+    """How many elements of each array go into this peer's log for an audit (`decentral.witness`);
+    0: none, and nothing is written."""
 
     def __post_init__(self) -> None:
         for name in ("rounds", "target_tokens", "accumulate"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is at least 1, not {value}")
+        if self.witness < 0:
+            raise ConfigError(f"witness is 0 or more, not {self.witness}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"clip_norm is positive, not {self.clip_norm}")
 
-    @property
-    def checkpoints(self) -> Path | None:
-        return Path(self.home) / "checkpoints" if self.home is not None else None
+    def checkpoints(self, tag: str = "") -> Path | None:
+        """Where states are kept: those of a module in a folder of its own. None: nowhere."""
+        if self.home is None:
+            return None
+        folder = Path(self.home) / "checkpoints"
+        return folder / f"module-{quote(tag, safe='')}" if tag else folder

@@ -17,27 +17,31 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
+from decentral import failpoints
 from decentral.checkpoint import load_latest
+from decentral.compute import Inner, Tensors
 from decentral.data import Dataset, LeasedData, check_dataset
 from decentral.errors import ConfigError, ContributionError
-from decentral.export import export
 from decentral.fingerprint import Fingerprint, dataset_fact, fingerprint
-from decentral.inner_step import InnerStep
 from decentral.leases import LeaseBook, total
 from decentral.lifetime import Lifetime, why_it_ended
-from decentral.mesh_port import GroupFactory, MeshPort
-from decentral.model_tensors import ModelTensors
+from decentral.mesh_port import GroupFactory, Holding, MeshPort
+from decentral.modules import Modules, parts
 from decentral.options import RunOptions
-from decentral.outer_round import Adoption, OuterRounds
+from decentral.outer_loop import OuterLoop
+from decentral.outer_round import OuterRounds
+from decentral.outer_work import Adoption
 from decentral.reporting import Reporter
 from decentral.schedule import Progress
 from decentral.state import HeldState, Meta, aligned_zeros, seal, unseal
 from decentral.strategies.base import Strategy
 from decentral.types import PeerId
+from decentral.witness import WitnessLog
+
+if TYPE_CHECKING:
+    import torch
 
 LEAVE_TIMEOUT_S = 10.0
 
@@ -52,40 +56,61 @@ class Run:
     def __init__(
         self,
         mesh: MeshPort,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        model: torch.nn.Module | Tensors,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | Inner,
         strategy: Strategy,
         options: RunOptions,
         *,
         founder: bool,
+        modules: Modules | None = None,
         make_group: GroupFactory | None = None,
     ) -> None:
+        """`modules`: parts of the model that have rounds of their own (None: one for all of it)."""
         self.mesh, self.model, self.strategy = mesh, model, strategy
-        self._options, self._founder = options, founder
-        self._inner = InnerStep(
-            optimizer,
-            schedule=options.schedule,
-            scaler=options.scaler,
-            accumulate=options.accumulate,
-            clip_norm=options.clip_norm,
-        )
-        self._tensors = ModelTensors(model)
+        self._options, self._founder, self._modules = options, founder, modules
+        self._tags = modules.tags if modules is not None else ("",)
+        self._inner = optimizer if isinstance(optimizer, Inner) else _inner(optimizer, options)
         self._book = LeaseBook()
-        self._outer = OuterRounds(
-            mesh=mesh,
-            tensors=self._tensors,
-            strategy=strategy,
-            make_group=make_group or _native_group,
-            book=self._book,
-            on_adopted=self._adopted,
-            on_refused=self._refused,
-        )
-        self._reporter = Reporter(mesh, options)
+        self._loop = OuterLoop(mesh)
+        self._rounds: dict[str, OuterRounds] = {}
+        self._reporters: dict[str, Reporter] = {}
+        self._witnesses: dict[str, WitnessLog] = {}
+        for tag, tensors in parts(model, modules).items():
+            layout = tensors.layout
+            self._reporters[tag] = Reporter(mesh, options, layout, tag)
+            self._witnesses[tag] = WitnessLog(mesh, layout, self._book, options.witness, tag)
+            self._rounds[tag] = self._outer_rounds(tag, tensors, make_group or self._native_group)
+        self._loop.drive(self._rounds)
+        self._outer = next(iter(self._rounds.values()))
+        """Of the whole model, or of the first module: what a script sees where it asks for one."""
         self._each_round: list[Callable[[Run], Mapping[str, Any]]] = []
         self._steps = 0
         self._samples_seen = 0
         self._begun = False
         self._lifetime = Lifetime(self.close)
+
+    def _outer_rounds(self, tag: str, tensors: Tensors, make_group: GroupFactory) -> OuterRounds:
+        return OuterRounds(
+            mesh=self.mesh,
+            tensors=tensors,
+            strategy=self.strategy,
+            make_group=make_group,
+            book=self._book,
+            on_adopted=lambda adoption, held: self._adopted(tag, adoption, held),
+            on_refused=self._refused,
+            on_stopped=self._report_end,
+            disk=self._reporters[tag],
+            witness=self._witnesses[tag],
+            post=self._loop.post,
+            tag=tag,
+            number=self._tags.index(tag),
+        )
+
+    def _native_group(self, native: Any, view: Any, me: PeerId) -> Any:
+        from decentral.collectives import Group
+
+        mesh = self.mesh
+        return Group(native, view, me, connect=mesh.connect, dense_up_to=mesh.full_mesh_up_to)
 
     # ------------------------------------------------------------------ training
 
@@ -127,26 +152,25 @@ class Run:
         if tokens is None:
             tokens = max(1, total(self._book.handed_out) - self._samples_seen)
         self._samples_seen = total(self._book.handed_out)
+        failpoints.passing("inner-step")
         done = self._inner(loss, tokens, self.progress)
         if done is None:
             return
         self._steps += 1
         self._samples_seen = 0
-        self._outer.stepped(done.tokens, done.loss)
+        self._loop.stepped(done.tokens, done.loss)
         self.mesh.progress(self._steps)
-        self._outer.drain()
+        self._loop.drain()
         lease_used_up = bool(self._book.granted) and not self._book.remaining
-        if self.finished is None and (
-            self._outer.due or (lease_used_up and self._outer.work.steps > 0)
-        ):
-            self._outer.synchronize()
+        if self.finished is None and (self._loop.due or lease_used_up):
+            self._loop.synchronize(early=lease_used_up)
 
     @property
     def progress(self) -> Progress:
         """The schedule's clock."""
         meta, work = self._outer.held.meta, self._outer.work
         tokens = meta.tokens + work.tokens
-        rounds = meta.round + min(1.0, work.steps_this_round / self.strategy.sync_every)
+        rounds = meta.round + min(1.0, work.steps / self.strategy.sync_every)
         fractions = []
         if meta.target_rounds:
             fractions.append(rounds / meta.target_rounds)
@@ -182,20 +206,35 @@ class Run:
         return self._outer.held.root.hex()
 
     @property
+    def rounds(self) -> dict[str, int]:
+        """Committed rounds by tag: "" for a model without modules, else those held here."""
+        return {tag: one.held.round for tag, one in self._rounds.items()}
+
+    @property
+    def state_hashes(self) -> dict[str, str]:
+        """The roots of the committed states, likewise."""
+        return {tag: one.held.root.hex() for tag, one in self._rounds.items()}
+
+    @property
     def members(self) -> tuple[PeerId, ...]:
         return self._outer.view.members if self._outer.view is not None else ()
 
     @property
+    def _lineage(self) -> str:
+        return self._outer.view.lineage if self._outer.view is not None else ""
+
+    @property
     def finished(self) -> str | None:
         """Why the run is over, once it is."""
-        return self._outer.ended
+        return self._loop.ended
 
     @property
     def fingerprint(self) -> Fingerprint:
         return self._fingerprint("")
 
     def each_round(self, callback: Callable[[Run], Mapping[str, Any]]) -> None:
-        """Called after each committed round, with the committed parameters in the model.
+        """Called after each committed round (of the first module, where there are several), with
+        the committed parameters in the model.
 
         What it returns goes into the `round` event. Long work (an evaluation) is expected here.
         """
@@ -204,12 +243,14 @@ class Run:
     @contextlib.contextmanager
     def outer(self) -> Iterator[None]:
         """The committed parameters in the model, and this peer's own ones back afterwards."""
-        own = self._tensors.save()
-        self._tensors.write(self._outer.held.theta)
+        own = [(one.tensors, one.tensors.save()) for one in self._rounds.values()]
+        for one in self._rounds.values():
+            one.tensors.write(one.held.theta)
         try:
             yield
         finally:
-            self._tensors.restore(own)
+            for tensors, saved in own:
+                tensors.restore(saved)
 
     @contextlib.contextmanager
     def busy(self, phase: str) -> Iterator[None]:
@@ -222,8 +263,10 @@ class Run:
 
     def save(self, path: str | Path) -> Path:
         """Export the committed parameters and buffers (fp32) as one safetensors file."""
+        from decentral.export import export
+
         with self.busy("save"):
-            return export(self._outer.held.state, Path(path))
+            return export([one.held.state for one in self._rounds.values()], Path(path))
 
     # ------------------------------------------------------------------ its end
 
@@ -236,8 +279,11 @@ class Run:
         if not self._lifetime.end():
             return
         try:
-            self._reporter.close()
+            self._loop.close()
+            for reporter in self._reporters.values():
+                reporter.close()
             if self._begun:
+                failpoints.passing("leave")
                 self.mesh.leave(self.finished or reason, LEAVE_TIMEOUT_S)
         finally:
             self.mesh.close()
@@ -257,8 +303,8 @@ class Run:
 
     def _fingerprint(self, dataset: str) -> Fingerprint:
         return fingerprint(
-            self._tensors.layout.schema(),
             self.strategy,
+            tags=self._tags,
             recipe=self._options.recipe,
             version=self._options.recipe_version,
             dataset=dataset,
@@ -271,49 +317,71 @@ class Run:
             return
         self._begun = True
         self._lifetime.begin()
-        resumed = self._resume()
-        initial = None
-        if resumed is not None:
-            self._outer.take(resumed, write=True)
-        elif self._founder:
-            initial = self._found()
-            self._outer.take(initial, write=False)
+        resumed = {tag: self._resume(tag) for tag in self._rounds}
+        holdings = {tag: self._holding(tag, held) for tag, held in resumed.items()}
+        if self._founder and self._modules is not None:
+            holdings |= {tag: self._gift(part) for tag, part in self._modules.given.items()}
         self.mesh.start(
-            schema=self._tensors.layout.schema(),
+            holdings=holdings,
             fingerprint=self._fingerprint(dataset).digest,
+            lease_samples=lease_samples,
+            on_order=self._loop.on_order,
+            tags=self._tags,
+            min_contributors=self.strategy.min_contributors,
+            grace_s=self.strategy.grace_s,
+        )
+        for tag, held in resumed.items():
+            if held is not None:
+                self._reporters[tag].resumed(held)
+        self._loop.wait_until_current()
+        for tag, outer in self._rounds.items():
+            if outer.ended is None:
+                self._witnesses[tag].applied(None, outer.held, self._lineage)
+        for tag, held in resumed.items():
+            outer = self._rounds[tag]
+            if held is not None and held.meta.complete and outer.ended is None:
+                outer.ended = f"the run had already reached its end at round {held.round}"
+        self._report_end()
+
+    def _holding(self, tag: str, resumed: HeldState | None) -> Holding:
+        """What this peer brings along of a tag that it takes part in; it trains from there."""
+        outer, initial = self._rounds[tag], None
+        if resumed is not None:
+            outer.take(resumed, write=True)
+        elif self._founder:
+            initial = self._found(outer.tensors)
+            outer.take(initial, write=False)
+        return Holding(
+            schema=outer.tensors.layout.schema(),
             initial=initial.state if initial is not None else None,
             resumed=resumed.state if resumed is not None else None,
-            lease_samples=lease_samples,
-            on_order=self._outer.on_order,
         )
-        if resumed is not None:
-            self.mesh.checkpointed(resumed.round)
-        self._outer.wait_until_current()
-        if resumed is not None and resumed.meta.complete and self._outer.ended is None:
-            self._outer.ended = f"the run had already reached its end at round {resumed.round}"
-        self._report_end({})
 
-    def _found(self) -> HeldState:
-        layout = self._tensors.layout
-        momentum = aligned_zeros(layout.trainable)
-        return seal(layout, self._tensors.as_read(), momentum, self._target())
+    def _gift(self, tensors: Tensors) -> Holding:
+        """A founder's initial state of a module that others will train."""
+        state = self._found(tensors).state
+        return Holding(schema=tensors.layout.schema(), initial=state, takes=False)
 
-    def _resume(self) -> HeldState | None:
-        directory = self._options.checkpoints
+    def _found(self, tensors: Tensors) -> HeldState:
+        momentum = aligned_zeros(tensors.layout.trainable)
+        return seal(tensors.layout, tensors.as_read(), momentum, self._target())
+
+    def _resume(self, tag: str = "") -> HeldState | None:
+        directory = self._options.checkpoints(tag)
         if directory is None or not self.mesh.run_id:
             return None
-        layout = self._tensors.layout
+        layout = self._rounds[tag].tensors.layout
         loaded = load_latest(directory, layout.schema(), run=self.mesh.run_id)
         if loaded is None:
             return None
         for error in loaded.passed_over:
-            self._reporter.fault("checkpoint", error)
+            self._reporters[tag].fault("checkpoint", error)
         held = unseal(layout, loaded.state)
         for name in ("target_rounds", "target_tokens"):
             asked, has = getattr(self._target(), name), getattr(held.meta, name)
             if asked and asked != has:
                 says = f"{name}={asked} is ignored: the run was founded with {has or 'no such end'}"
-                self._reporter.fault("option", ConfigError(says, phase="resume"))
+                self._reporters[tag].fault("option", ConfigError(says, phase="resume"))
         return held
 
     def _target(self) -> Meta:
@@ -326,35 +394,49 @@ class Run:
 
     def _refill(self) -> bool:
         """`run.data` has no sample left: contribute early, or wait for a lease."""
-        if self._outer.work.steps > 0:
-            self._outer.synchronize()
+        if self._loop.leading.work.steps > 0:
+            self._loop.synchronize(early=True)
         else:
-            self._outer.wait_for_order()
-            self._outer.drain()
+            self._loop.wait_for_order()
+            self._loop.drain()
         return self.finished is None
 
-    def _adopted(self, adoption: Adoption | None, held: HeldState) -> None:
-        self._reporter.adopted(held, adoption.view.lineage if adoption is not None else "")
+    def _adopted(self, tag: str, adoption: Adoption | None, held: HeldState) -> None:
+        failpoints.passing("adopted")
+        reporter = self._reporters[tag]
+        reporter.adopted(held, adoption.view.lineage if adoption is not None else "")
+        self._witnesses[tag].applied(adoption, held, self._lineage)
         extra: dict[str, Any] = {}
         if adoption is not None:
-            if self._each_round:
+            if self._each_round and self._rounds[tag] is self._outer:
                 # Own work that no commit has counted would otherwise be evaluated with it.
                 with self.busy("eval"), self.outer():
                     for callback in self._each_round:
                         extra |= callback(self)
-            self._reporter.round(adoption, extra)
+            reporter.round(adoption, extra)
         self._report_end(extra)
 
-    def _report_end(self, extra: Mapping[str, Any]) -> None:
-        if self.finished is not None:
-            self._reporter.done(self._outer.held, self.finished, extra)
+    def _report_end(self, extra: Mapping[str, Any] | None = None) -> None:
+        if self.finished is None:
+            return
+        for tag, outer in self._rounds.items():
+            own = extra if extra is not None and outer is self._outer else {}
+            self._reporters[tag].done(outer.held, outer.ended or self.finished, own)
 
     def _refused(self, error: ContributionError) -> None:
         self._inner.forget()
-        self._reporter.fault("contribution", error)
+        self._reporters[self._loop.leading.tag].fault("contribution", error)
 
 
-def _native_group(native: Any, view: Any, me: PeerId) -> Any:
-    from decentral.collectives import Group
+def _inner(
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], options: RunOptions
+) -> Inner:
+    from decentral.inner_step import InnerStep
 
-    return Group(native, view, me)
+    return InnerStep(
+        optimizer,
+        schedule=options.schedule,
+        scaler=options.scaler,
+        accumulate=options.accumulate,
+        clip_norm=options.clip_norm,
+    )

@@ -1,4 +1,10 @@
-"""The all-reduce in progress: waited for by the user's thread, called off by the mesh's."""
+"""The all-reduce in progress: started by the user's thread, waited for by one of its own, called
+off by the mesh's.
+
+    user's thread       start ─────────────────────────▶ goes on with other tags' orders
+    a thread of its own   └─ wait ──▶ on_end(error or None)
+    mesh's thread              abort: returns when no buffer is touched any more
+"""
 
 from __future__ import annotations
 
@@ -8,8 +14,7 @@ from collections.abc import Callable
 from decentral.errors import AbortedError
 from decentral.mesh_port import Work
 
-_POLL_S = 0.2
-"""A wait in native code is cut up, so that Ctrl-C is seen."""
+OnEnd = Callable[[BaseException | None], None]
 
 
 class RunningReduce:
@@ -20,25 +25,50 @@ class RunningReduce:
         self._key: tuple[int, int] | None = None  # guarded by _lock
         self._work: Work | None = None  # guarded by _lock
         self._called_off: dict[tuple[int, int], str] = {}  # guarded by _lock
+        self._over: threading.Event | None = None  # the user's thread only
 
-    def run(self, round: int, attempt: int, start: Callable[[], Work]) -> None:
-        """Start it and wait for it. Raises a CollectiveError if it did not happen."""
+    def start(self, round: int, attempt: int, start: Callable[[], Work], on_end: OnEnd) -> None:
+        """Start it. `on_end` is called once, on another thread, when it is over; then call `end`.
+
+        Raises an AbortedError if it was called off already, and whatever `start` raises.
+        """
+        assert self._over is None, "one attempt after the other"
         with self._lock:
             says = self._called_off.get((round, attempt))
             if says is not None:
                 raise AbortedError(says, phase="all-reduce")
             work = start()
             self._key, self._work = (round, attempt), work
+        over = threading.Event()
+        waiter = threading.Thread(
+            target=self._wait, args=(work, over, on_end), name="decentral reduce", daemon=True
+        )
         try:
-            while not work.wait(_POLL_S):
-                pass
-        except BaseException:
-            # Ctrl-C too: nobody may touch the buffers once this returns.
-            work.abort("the trainer stopped waiting")
+            waiter.start()
+        except BaseException:  # a signal, while the thread begins
+            work.abort("the trainer has stopped")
             raise
-        finally:
-            with self._lock:
-                self._key = self._work = None
+        self._over = over
+
+    def _wait(self, work: Work, over: threading.Event, on_end: OnEnd) -> None:
+        error: BaseException | None = None
+        try:
+            while not work.wait(None):
+                pass
+        except BaseException as failed:
+            error = failed
+        with self._lock:
+            self._key = self._work = None
+        over.set()
+        on_end(error)
+
+    def end(self, says: str = "") -> None:
+        """It is over (with `says`: call it off first): no buffer is touched when this returns."""
+        if says:
+            self.abort_any(says)
+        if self._over is not None:
+            self._over.wait()
+            self._over = None
 
     def abort(self, round: int, attempt: int, says: str) -> None:
         """Called on the mesh's thread; idempotent."""

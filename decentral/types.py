@@ -10,6 +10,7 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def short(peer: PeerId) -> str:
     return peer.removeprefix("peer:")[:8]
 
 
+@lru_cache(maxsize=16384)
 def raw_id(peer: PeerId) -> bytes:
     """The 32 raw bytes of a peer id. ValueError if it is none, or not in its one canonical form."""
     text = peer.removeprefix("peer:")
@@ -38,6 +40,7 @@ def raw_id(peer: PeerId) -> bytes:
     return raw
 
 
+@lru_cache(maxsize=16384)
 def peer_id(raw: bytes) -> PeerId:
     """The peer id of a raw Ed25519 public key (32 bytes)."""
     if len(raw) != 32:
@@ -83,6 +86,9 @@ class Contribution:
     peer: PeerId
     tokens: int
     leases: tuple[Range, ...] = ()
+    staleness: int = 0
+    """Rounds of its tag that were committed between the start of this work and the round that
+    counts it: 0 for work that began at the state which the round changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

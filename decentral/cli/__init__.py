@@ -21,8 +21,15 @@ COMMANDS = {
     "peer": "start a peer: make a run, take part in one, or go on with one",
     "demo": "train with four peers on this machine while one is killed and one joins late",
     "invite": "print the word with which others join the run of a peer on this machine",
+    "revoke": "take a peer's membership back, and that of all whom it invited",
     "status": "what a peer on this machine is doing",
+    "doctor": "how well a peer on this machine can be reached, and what would help",
+    "pause": "begin no further round, in the whole run, until it is resumed",
+    "resume": "let a paused run go on",
+    "rollback": "take the whole run back to an earlier round",
+    "leave": "have a peer on this machine leave its run",
     "bench": "measure all-reduce, codecs and links, next to others where they run",
+    "churn": "run peers on this machine under faults, and audit what they did",
     "simulate": "run the peers' protocol in a seeded simulator and check its invariants",
 }
 

@@ -28,9 +28,20 @@ BENCHES = {
     "latency": "small all-reduces between distant peers, per schedule",
     "concurrency": "all-reduces in flight together, and what waits behind them",
     "faults": "a peer is killed, stopped or cut off in the middle of an all-reduce",
+    "failover": "the coordinator is killed, stopped or cut off: until a successor commits",
+    "failpoints": "a peer crashes, stalls or fails at every named point, and comes back",
+    "storm": "many peers join a running run at once",
+    "crowd": "hundreds of peers in one process join one run through a few entries",
+    "partition": "a run is cut in two and healed (root)",
+    "admission": "strangers that dribble, announce huge frames, replay, or sit in the middle",
+    "nat": "every pair of NATs connects, with data over the link (root)",
+    "state": "a state to a joiner from one member and from all; a kill, a liar, rounds meanwhile",
     "memory": "memory that an all-reduce takes beyond its source",
 }
-"""Each is a module of decentral.bench with ``add_arguments(parser)`` and ``measure(args)``."""
+"""Each is a module of decentral.bench with ``add_arguments(parser)`` and ``measure(args)``; with
+``show(report, console)`` where one column per result is not the right table."""
+MODULES = {"nat": "nat_matrix"}
+"""Where the name is another one."""
 
 PIPE_WIDTH = 150
 LONG = ("seconds", "operations", "instants", "streams_over_time", "schedules")
@@ -45,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             kind.add_argument("--size-mib", type=int, default=64)
             kind.add_argument("--runs", type=int, default=7)
         else:
-            importlib.import_module(f"decentral.bench.{name}").add_arguments(kind)
+            _module(name).add_arguments(kind)
         kind.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -57,15 +68,20 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report))
     else:
         console = Console()
-        show(report, console if console.is_terminal else Console(width=PIPE_WIDTH))
+        table = getattr(_module(args.bench), "show", show)
+        table(report, console if console.is_terminal else Console(width=PIPE_WIDTH))
     if not report.get("held", True):
         print(f"decentral bench: {args.bench} did not hold; see its report", file=sys.stderr)
         return 1
     return 0
 
 
+def _module(bench: str) -> Any:
+    return importlib.import_module(f"decentral.bench.{MODULES.get(bench, bench)}")
+
+
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
-    module = importlib.import_module(f"decentral.bench.{args.bench}")
+    module = _module(args.bench)
     if args.bench == "codecs":
         return {**module.measure(args.size_mib, args.runs), "machine": about()}
     return dict(module.measure(args))

@@ -12,12 +12,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeAlias
 
+from decentral.cli.fork_server import Forked
 from decentral.control_client import ask
 from decentral.errors import DecentralError
+
+Launch: TypeAlias = Callable[[Sequence[str], Mapping[str, str], IO[bytes]], Forked]
+"""Arguments, what to add to the environment, and where stderr goes."""
 
 
 class PeerProcess:
@@ -32,27 +36,34 @@ class PeerProcess:
         prefix: Sequence[str] = (),
         listen: str = "127.0.0.1:0",
         env: dict[str, str] | None = None,
-        command: Sequence[str] = ("peer",),
+        program: Sequence[str] = ("decentral", "peer"),
+        launch: Launch | None = None,
     ) -> None:
-        """`prefix` goes before the command, e.g. ``ip netns exec NAME``."""
+        """`prefix` goes before the command, e.g. ``ip netns exec NAME``; `program` is a module
+        and its first arguments. Both are the fork server's business where that launches."""
         self.name, self.home = name, home
         home.mkdir(parents=True, exist_ok=True)
         self._log_path = home / "stderr.log"
         self._log = self._log_path.open("ab")
         self._seen: list[dict[str, Any]] = []
         self._changed = threading.Condition()
-        self.process = subprocess.Popen(
-            [
-                *prefix,
-                *(sys.executable, "-P", "-m", "decentral", *command),
-                *("--json", "--name", name, "--home", str(home), "--listen", listen),
-                *args,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-        )
+        words = ["--json", "--name", name, "--home", str(home), "--listen", listen, *args]
+        env = {"OMP_NUM_THREADS": "1", **(env or {})}
+        self.process: subprocess.Popen[bytes] | Forked
+        try:
+            if launch is not None:
+                self.process = launch(words, env, self._log)
+            else:
+                self.process = subprocess.Popen(
+                    [*prefix, sys.executable, "-P", "-m", *program, *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=self._log,
+                    env={**os.environ, **env},
+                )
+        except BaseException:
+            self._log.close()
+            raise
         self._reader = threading.Thread(target=self._read, name=f"events of {name}", daemon=True)
         self._reader.start()
 

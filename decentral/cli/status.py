@@ -32,6 +32,8 @@ def show(status: dict[str, Any], console: Console) -> None:
         f"{status['name']} ({short(status['peer'])}) in run {status['run'][:8]}: round "
         f"{status['round']}, epoch {status['epoch']}, state {status['state_hash'][:16] or '–'}"
     )
+    if status["paused"]:
+        console.print(f"the run is paused: {status['paused']}")
     links = {link["peer"]: link for link in status["links"]}
     table = Table()
     for column in ("member", "id", "state", "link", "rtt"):

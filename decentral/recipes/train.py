@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from decentral.mesh_port import Holding
+from decentral.model_tensors import ModelTensors
 from decentral.options import RunOptions
 from decentral.recipes import Recipe, Task
 from decentral.run import Run
@@ -20,6 +22,7 @@ def run_options(
     home: Path | str | None = None,
     rounds: int | None = None,
     seed: int = 0,
+    witness: int = 0,
 ) -> RunOptions:
     """What a run of this recipe is made with."""
     return RunOptions(
@@ -31,7 +34,13 @@ def run_options(
         seed=seed,
         recipe=recipe.name,
         recipe_version=recipe.version,
+        witness=witness,
     )
+
+
+def holdings(task: Task) -> dict[str, Holding]:
+    """What an observer needs to know of a model whose committed state it wants to fetch."""
+    return {"": Holding(schema=ModelTensors(task.model).layout.schema())}
 
 
 def train(task: Task, run: Run, *, evaluate_every: int = 10) -> None:

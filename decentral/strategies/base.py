@@ -35,6 +35,18 @@ class Strategy(Protocol):
     def options(self) -> Mapping[str, int | float | str]:
         """Everything that changes results: part of the run's fingerprint."""
 
+    @property
+    def min_contributors(self) -> int:
+        """K: a round may close on so many contributions; 0: all members'."""
+
+    @property
+    def grace_s(self) -> float:
+        """How long a round that has its K contributions waits for more."""
+
+    @property
+    def steps_alone(self) -> int:
+        """Inner steps that a peer may go on for while no majority can be reached."""
+
     def weight_of(self, contribution: Contribution) -> float:
         """What a contribution counts in the average, before normalization."""
 
@@ -51,8 +63,9 @@ class Strategy(Protocol):
 def rank_weights(
     strategy: Strategy, participants: Sequence[PeerId], contributions: Sequence[Contribution]
 ) -> tuple[float, ...]:
-    """Each participant's weight, in rank order: 0 for those who exchange without contributing."""
-    weight = {c.peer: strategy.weight_of(c) for c in contributions}
+    """Each participant's weight, in rank order: 0 for those who exchange without contributing, or
+    have nothing to add."""
+    weight = {c.peer: strategy.weight_of(c) if c.tokens else 0.0 for c in contributions}
     if not any(weight.values()):
         # Nobody has a token to show (a GradScaler skipped every step): all count the same.
         weight = dict.fromkeys(weight, 1.0)

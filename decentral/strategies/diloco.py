@@ -14,6 +14,7 @@ PyTorch's form of Nesterov: b ← μ b + Δ; θ ← θ − η (Δ + μ b).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -46,6 +47,17 @@ class DiLoCo:
     contribution is encoded once, which the butterfly schedule does."""
     weights: str = "tokens"
     """"tokens": a contribution counts by its tokens; "equal": each counts the same."""
+    min_contributors: int = 0
+    """K: a round closes on so many contributions once `grace_s` is over; who comes later is
+    counted in the next round. 0: every member is waited for, as in the paper."""
+    grace_s: float = 0.0
+    """How long a round that has its K contributions waits for more, in seconds."""
+    staleness_power: float = 0.5
+    """a: work that missed s rounds counts (1 + s)^−a times its weight (the polynomial staleness
+    of FedAsync, Xie et al. 2019, arXiv 1903.03934, section 5). 0: nothing is taken off."""
+    steps_alone: int = 0
+    """Inner steps beyond H that a peer makes while no majority can be reached; they are
+    contributed when it is back. Needs samples: more than H steps' worth only come without ids."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.sync_every, int) or self.sync_every < 1:
@@ -56,6 +68,16 @@ class DiLoCo:
             raise ConfigError(f"outer_momentum is in [0, 1), not {self.outer_momentum!r}")
         if self.codec not in CODECS:
             raise ConfigError(f"codec is one of {', '.join(CODECS)}, not {self.codec!r}")
+        if not isinstance(self.min_contributors, int) or self.min_contributors < 0:
+            raise ConfigError(f"min_contributors is 0 or more, not {self.min_contributors!r}")
+        if not 0 <= self.grace_s <= 3600:
+            raise ConfigError(f"grace_s is in [0, 3600], not {self.grace_s!r}")
+        if self.grace_s and not self.min_contributors:
+            raise ConfigError("grace_s says how long to wait beyond min_contributors: give both")
+        if not 0 <= self.staleness_power <= 10:
+            raise ConfigError(f"staleness_power is in [0, 10], not {self.staleness_power!r}")
+        if not isinstance(self.steps_alone, int) or self.steps_alone < 0:
+            raise ConfigError(f"steps_alone is 0 or more, not {self.steps_alone!r}")
         if self.weights not in WEIGHTS:
             raise ConfigError(f"weights is one of {', '.join(WEIGHTS)}, not {self.weights!r}")
 
@@ -67,7 +89,8 @@ class DiLoCo:
         return asdict(self)
 
     def weight_of(self, contribution: Contribution) -> float:
-        return float(contribution.tokens) if self.weights == "tokens" else 1.0
+        weight = float(contribution.tokens) if self.weights == "tokens" else 1.0
+        return weight / math.pow(1 + contribution.staleness, self.staleness_power)
 
     def outer_step(
         self, layout: Layout, held: HeldState, delta: Array, theta: Array, momentum: Array
