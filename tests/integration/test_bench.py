@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import statistics
 import subprocess
@@ -75,6 +76,7 @@ def test_allreduce_next_to_the_others() -> None:
 
 @pytest.mark.netns
 @pytest.mark.usefixtures("lab_possible")
+@pytest.mark.skipif(shutil.which("iperf3") is None, reason="no iperf3: apt install iperf3")
 def test_allreduce_on_shaped_links() -> None:
     report = bench("allreduce --peers 2 --size-mib 1 --runs 1 --rates-mbit 100 --against iperf3")
     assert report["net"]["kind"] == "shaped" and report["net"]["rates_mbit"] == [100, 100]
@@ -130,6 +132,22 @@ def test_memory() -> None:
     report = bench("memory --peers 2 --size-mib 8")
     for result in report["results"]:
         assert 1 <= result["extra_of_buffer"] < 3, "the result itself counts"
+
+
+def test_strangers_get_nowhere_and_cost_little() -> None:
+    """More of them than there are places for strangers. What is slower by how much is for a quiet
+    machine to say."""
+    report = bench(
+        "admission --connections 300 --seconds 2 --state-kib 256 --seed 3", statuses=(0, 1)
+    )
+    assert report["nobody_got_in"] and not report["violations"]
+    assert {result["attack"] for result in report["results"]} == {
+        "dribble", "huge", "replay", "middle",
+    }  # fmt: skip
+    for result in report["results"]:
+        assert result["tried"] == result["ended_by_peer"] > 0
+        assert result["grew_mib"] < 32
+    assert report["newcomer_joined_s"]["besieged"] is not None, "the crowd must not keep it out"
 
 
 def test_a_killed_peer() -> None:

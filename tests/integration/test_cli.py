@@ -31,11 +31,11 @@ def test_help_and_version_do_not_pay_for_torch() -> None:
 
 
 STATUS = {
-    "peer", "name", "run", "lineage", "epoch", "round", "durable_round", "coordinator", "members",
-    "state_hash", "links", "nat", "strategy", "loss", "tokens",
+    "peer", "name", "run", "role", "lineage", "epoch", "round", "durable_round", "paused",
+    "coordinator", "members", "state_hash", "links", "nat", "strategy", "loss", "tokens",
 }  # fmt: skip
 LINK = {
-    "peer", "class", "how", "rtt_ms", "tx_mbps", "rx_mbps", "relay", "bytes_sent",
+    "peer", "class", "how", "relay", "seconds", "rtt_ms", "tx_mbps", "rx_mbps", "bytes_sent",
     "bytes_received",
 }  # fmt: skip
 ROUND = {

@@ -16,6 +16,8 @@ from decentral.recipes import Recipe, Task
 
 STEP_S = float(os.environ.get("TINY_STEP_S", "0.05"))
 STEPS = int(os.environ.get("TINY_STEPS", "10"))
+WIDTH = int(os.environ.get("TINY_WIDTH", "0"))
+"""Above 0: a layer of WIDTH² parameters in between, for a state that takes time to fetch."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,21 @@ def recipe() -> Recipe:
 
 def build(seed: int) -> Task:
     torch.manual_seed(seed)
-    model = torch.nn.Sequential(torch.nn.Linear(1, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
+    inner = [torch.nn.Linear(WIDTH, WIDTH), torch.nn.Tanh()] if WIDTH else []
+    width = WIDTH or 64
+    model = torch.nn.Sequential(
+        torch.nn.Linear(1, width), torch.nn.Tanh(), *inner, torch.nn.Linear(width, 1)
+    )
     points = torch.stack([Line()[i] for i in range(64)])
     return Task(
         model=model,
         optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3),
         strategy=decentral.DiLoCo(
-            sync_every=STEPS, outer_momentum=0.6, codec=os.environ.get("TINY_CODEC", "fp32")
+            sync_every=STEPS,
+            outer_momentum=0.6,
+            codec=os.environ.get("TINY_CODEC", "fp32"),
+            min_contributors=int(os.environ.get("TINY_K", "0")),
+            grace_s=float(os.environ.get("TINY_GRACE_S", "0")),
         ),
         dataset=Line(),
         batch_size=4,

@@ -15,8 +15,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from decentral.bench.crew import Crew
 from decentral.bench.delay_lab import DelayLab
 from decentral.bench.lab import Host, Lab, LabError, Lines, open_lab, sweep, why_not
+from decentral.bench.workers import Place
 from decentral.errors import ConfigError
 
 pytestmark = pytest.mark.netns
@@ -36,8 +38,16 @@ def possible() -> None:
 
 @pytest.fixture(params=sorted(KINDS))
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with open_lab(KINDS[request.param]) as made:
+    with open_lab(lines_of(request.param)) as made:
         yield made
+
+
+def lines_of(kind: str) -> Lines:
+    """Skips where this system lacks what this kind of line is made of."""
+    reason = why_not(delayed=KINDS[kind].delayed)
+    if reason:
+        pytest.skip(reason)
+    return KINDS[kind]
 
 
 def namespaces() -> str:
@@ -147,6 +157,96 @@ def test_packets_are_lost_by_a_seeded_chance() -> None:
         assert len(round_trips_ms(a, b, 50)) == 50
 
 
+def one_way(near: Host, far: Host, count: int = 20) -> int:
+    """How many datagrams of so many arrive."""
+    with near.socket() as out, far.socket() as into:
+        into.settimeout(0.1)
+        got = 0
+        for begun in range(0, count, 100):  # more than that at once may not fit into the buffer
+            for _ in range(min(100, count - begun)):
+                out.sendto(b"x", into.getsockname())
+            with contextlib.suppress(TimeoutError):
+                while into.recv(10):
+                    got += 1
+        return got
+
+
+def test_a_direction_can_be_blocked_and_reach_need_not_be_transitive() -> None:
+    with open_lab(Lines(rates_mbit=(0, 0, 0), delay_line=True)) as lab:
+        assert isinstance(lab, DelayLab)
+        a, b, c = lab.hosts
+        lab.block(0, 1, True)
+        assert one_way(a, b) == 0 and one_way(b, a) == 20 and one_way(a, c) == 20
+        lab.block(1, 0, True)
+        assert one_way(b, a) == 0, "a and b do not see each other"
+        assert len(round_trips_ms(a, c, 2)) == 2 == len(round_trips_ms(c, b, 2)), "c sees both"
+        assert lab.counters()[0]["blocked"] == 20 == lab.counters()[1]["blocked"]
+        lab.block(0, 1, False)
+        lab.block(1, 0, False)
+        assert len(round_trips_ms(a, b, 2)) == 2
+
+
+def test_one_host_can_have_the_bad_line() -> None:
+    with open_lab(Lines(rates_mbit=(0, 0, 0), delay_line=True)) as lab:
+        assert isinstance(lab, DelayLab)
+        a, b, c = lab.hosts
+        lab.set_host_loss(2, 0.3)
+        assert one_way(a, b, 100) == 100
+        assert 230 < one_way(a, c, 400) < 330 and 230 < one_way(c, a, 400) < 330
+        lab.set_host_loss(2, 0)
+        assert one_way(a, c, 100) == 100
+
+
+def pour(near: Host, far: Host, payload: bytes) -> bytes:
+    """What comes out of a TCP connection."""
+    with far.socket(socket.SOCK_STREAM) as listener, near.socket(socket.SOCK_STREAM) as out:
+        listener.listen(1)
+        out.connect(listener.getsockname())
+        into, _ = listener.accept()
+        pouring = threading.Thread(target=lambda: (out.sendall(payload), out.close()))
+        pouring.start()
+        with into:
+            into.settimeout(10)
+            got = b"".join(iter(lambda: into.recv(1 << 16), b""))
+        pouring.join()
+        return got
+
+
+def test_flipped_bits_reach_the_application_and_tls_delivers_none_of_them() -> None:
+    """A plain socket takes the wrong bytes for right ones; an all-reduce over links does not."""
+    with open_lab(Lines(rates_mbit=(0, 0, 0), delay_line=True)) as lab:
+        assert isinstance(lab, DelayLab)
+        a, b, c = lab.hosts
+        payload = os.urandom(2 << 20)
+        lab.set_corruption(1, 0.05)
+        got = pour(a, b, payload)
+        flips = lab.counters()[0]["corrupted"]
+        assert len(got) == len(payload), "TCP noticed nothing"
+        wrong = sum(bin(x ^ y).count("1") for x, y in zip(got, payload, strict=True))
+        assert 20 < wrong <= flips, "one bit each; what was sent twice may have come right first"
+        assert pour(a, c, payload) == payload
+        lab.set_corruption(1, 0)
+
+        crew = Crew([Place(h.address, h.interface, tuple(h.prefix)) for h in lab.hosts])
+        try:
+            crew.prepare(8 << 20)
+            crew.reduce()
+            lab.set_corruption(1, 0.01)
+            crew.begin()
+            answers = crew.end()
+            assert sum(counters["corrupted"] for counters in lab.counters()) > flips
+            for answer in answers:
+                assert not answer["ok"] and answer["src_intact"], answer
+                assert answer["error"] in ("PeerFailedError", "AbortedError"), answer
+            assert any("record" in answer["says"] for answer in answers), answers
+            lab.set_corruption(1, 0)
+            crew.replace(1)
+            crew.prepare(8 << 20)
+            assert all(answer["max_abs_error"] < 1e-5 for answer in crew.reduce())
+        finally:
+            crew.close()
+
+
 def test_nothing_is_left_of_a_lab(lab: Lab) -> None:
     prefix = lab.hosts[0].prefix
     with subprocess.Popen([*prefix, "sleep", "60"]) as sleeper:
@@ -168,7 +268,7 @@ def test_nothing_is_left_of_a_lab(lab: Lab) -> None:
 def test_the_next_lab_sweeps_what_a_killed_process_left(kind: str) -> None:
     script = (
         "import os, signal; from decentral.bench.lab import *;"
-        f"lab = open_lab({KINDS[kind]!r}); print(lab.tag, flush=True);"
+        f"lab = open_lab({lines_of(kind)!r}); print(lab.tag, flush=True);"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True)

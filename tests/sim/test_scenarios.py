@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 
-from decentral.peer.protocol import Leave, Stop
+from decentral.peer.core import PeerCore
+from decentral.peer.entries import encode_entry
+from decentral.peer.messages import Commit, pack
+from decentral.peer.protocol import Action, Event, Leave, Received, Stop, ViewEntry
+from decentral.simulator.conditions import Conditions
 from decentral.simulator.scenarios import simulated_config
 from decentral.simulator.world import Node, World
 
@@ -63,7 +68,7 @@ def test_coordinator_dies_after_any_action(step: int) -> None:
     assert world.run(world.now + 30.0, lambda: not victim.up)
     died_at, before = world.now, rounds(world)
     assert world.run(died_at + 30.0, lambda: rounds(world) > before)
-    period_s = world.compute_s * 1.43 + world.reduce_s * 1.1
+    period_s = world.conditions.compute_s * 1.43 + world.conditions.reduce_s * 1.1
     assert world.now - died_at < period_s + 5.0, f"seed {step}: {world.now - died_at:.1f} s"
     world.run(world.now + 5.0)
     assert members(world) == 3
@@ -109,6 +114,9 @@ def test_two_halves_fork_and_merge() -> None:
     before = rounds(world)
     assert world.run(world.now + 15.0, lambda: rounds(world) > before)
     no_violations(world)
+    log = max(world.checker.lineages.values(), key=lambda one: len(one.entries))
+    came = [one.reason for one in log.entries.values() if isinstance(one, ViewEntry)]
+    assert any("coming over from lineage" in reason for reason in came), came
 
 
 def test_all_die_and_resume_at_the_durable_round() -> None:
@@ -158,6 +166,25 @@ def test_one_leaves_and_nobody_waits_for_it() -> None:
     no_violations(world)
 
 
+@pytest.mark.parametrize("coordinates", [True, False])
+def test_an_attempt_does_not_wait_for_whoever_has_stopped_to_leave(coordinates: bool) -> None:
+    """Its trainer was interrupted: it does not reduce any more, and the others cannot without."""
+    world = mesh(6, 4)
+    first = coordinator(world)
+    leaver = first if coordinates else next(n for n in world.alive() if n is not first)
+    assert leaver.core is not None
+    mine = leaver.core.rounds[""]
+    for part in leaver.trainer.parts.values():
+        part.start_reduce = lambda order: None  # type: ignore[method-assign]
+    assert world.run(world.now + 60.0, lambda: mine.running is not None)
+    before = rounds(world)
+    leaver.deliver(Leave("interrupted"))
+    assert world.run(world.now + 3.0, lambda: leaver.left)
+    assert world.run(world.now + 12.0, lambda: rounds(world) > before)
+    assert members(world) == 3
+    no_violations(world)
+
+
 def test_late_joiner_enters_while_the_others_train() -> None:
     world = mesh(7, 4)
     late = world.add()
@@ -166,7 +193,9 @@ def test_late_joiner_enters_while_the_others_train() -> None:
     assert world.run(world.now + 20.0, lambda: members(world) == 5)
     before = rounds(world)
     assert world.run(world.now + 20.0, lambda: rounds(world) >= before + 2)
-    assert world.checker.longest_gap_s < 2 * (world.compute_s * 1.43 + world.reduce_s)
+    assert world.checker.longest_gap_s < 2 * (
+        world.conditions.compute_s * 1.43 + world.conditions.reduce_s
+    )
     no_violations(world)
 
 
@@ -214,7 +243,7 @@ def test_wiped_disk_is_a_newcomer_not_a_voter() -> None:
         node.boot()
         world.run(world.now + 3.0)
     node.crash()
-    node.disk = node.checkpoint = None
+    node.disk.wipe()
     node.boot(entries=(world.node(2).peer,))
     assert world.run(world.now + 30.0, lambda: members(world) == 4)
     no_violations(world)
@@ -242,3 +271,127 @@ def test_foreign_recipe_is_refused_with_a_reason() -> None:
     refused = [fault for fault in stranger.faults if fault.kind == "refused"]
     assert refused and "fingerprint" in refused[0].says
     assert stranger.core is not None and not stranger.core.replica.member
+
+
+def test_whoever_follows_the_log_from_outside_is_told_that_it_is_in_again() -> None:
+    """Its eviction and its return both reach it as entries, none of them as a snapshot."""
+    world = mesh(20, 4)
+    node, other = world.node(3), world.node(0)
+    assert node.core is not None
+    state = node.core.replica.state
+    assert state is not None
+    inside, slot = state.view, state.slot
+    outside = tuple(peer for peer in inside.members if peer != node.peer)
+    orders_seen: list[str] = []
+    for step, present in enumerate((outside, inside.members)):
+        then = replace(inside, epoch=inside.epoch + 1 + step, members=present)
+        value = encode_entry(ViewEntry(view=then, reason="a test"))
+        commit = Received(other.peer, pack(Commit(inside.lineage, slot + step, value)))
+        orders = node.core.handle(commit, node.clock())
+        orders_seen += [type(one).__name__ for one in orders]
+    kept = [one for one in orders_seen if one in ("Committed", "Evicted", "Joined")]
+    assert kept == ["Committed", "Evicted", "Committed", "Joined"]
+
+
+def test_a_one_way_cut_is_noticed_by_both_ends() -> None:
+    world = mesh(15, 5)
+    deaf, mute = world.node(1), world.node(3)
+    world.network.cut(mute.peer, deaf.peer)
+    world.run(world.now + 7.0)
+    assert not world.network.linked(deaf.peer, mute.peer)
+    assert all(node.core and mute.peer not in node.core.ctx.links for node in (deaf,))
+    assert all(node.core and deaf.peer not in node.core.ctx.links for node in (mute,))
+    world.network.mend(mute.peer, deaf.peer)
+    assert world.run(world.now + 40.0, lambda: members(world) == 5)
+    no_violations(world)
+
+
+def test_a_short_cut_delays_messages_and_loses_none() -> None:
+    world = mesh(16, 4)
+    links = set(world.network.links())
+    for other in world.alive()[1:]:
+        world.network.cut_pair(world.node(0).peer, other.peer)
+    world.run(world.now + 1.0)
+    world.network.heal()
+    before = rounds(world)
+    assert world.run(world.now + 20.0, lambda: rounds(world) > before)
+    assert set(world.network.links()) == links
+    no_violations(world)
+
+
+def test_nobody_dials_a_peer_behind_nat_that_no_one_introduces() -> None:
+    world = World(17, simulated_config())
+    founder, hidden = world.add(), world.add()
+    hidden.machine.natted = True
+    founder.boot(found=True)
+    hidden.boot()
+    world.network.dial(founder, hidden.peer)
+    world.run(10.0)
+    assert not founder.links
+    world.network.dial(hidden, founder.peer)
+    assert world.run(30.0, lambda: members(world) == 2)
+    late = world.add()
+    late.boot(entries=(founder.peer,))
+    assert world.run(60.0, lambda: members(world) == 3)
+    assert hidden.peer in late.links
+    no_violations(world)
+
+
+def test_a_power_cut_loses_what_was_not_synced() -> None:
+    world = World(18, simulated_config(), Conditions(fsync_s=0.05))
+    node = world.add()
+    node.boot(found=True)
+    assert node.disk.written is not None
+    assert node.disk.synced is None
+    world.run(5.0)
+    assert node.disk.synced == node.disk.written
+    kept = node.disk.synced
+    node.disk.write(b"a record whose fsync has not returned")
+    node.disk.power_failed(Random(2))
+    assert node.disk.read() == kept
+    node.disk.write(b"a record in the page cache")
+    node.disk.process_died()
+    assert node.disk.read() == b"a record in the page cache"
+
+
+def test_clocks_that_differ_do_not_matter() -> None:
+    world = World(19, simulated_config(), Conditions(drift_ppm=200.0))
+    founder = world.add()
+    founder.boot(found=True)
+    for _ in range(3):
+        world.add().boot(entries=(founder.peer,))
+    readings = [node.clock() for node in world.nodes.values()]
+    assert len(set(readings)) == 4
+    world.run(60.0)
+    assert members(world) == 4
+    assert rounds(world) > 3
+    no_violations(world)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_suspended_clock_stands_still_and_never_goes_back(
+    dies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = mesh(2, 3)
+    node = world.node(2)
+    before, began_at = node.clock(), world.now
+    readings: list[float] = []
+    handle = PeerCore.handle
+
+    def noted(core: PeerCore, event: Event, now: float) -> list[Action]:
+        if core is node.core:
+            readings.append(now)
+        return handle(core, event, now)
+
+    monkeypatch.setattr(PeerCore, "handle", noted)
+    node.suspend(50.0)
+    stood_s = 50.0
+    if dies:
+        stood_s = 20.0
+        world.run(began_at + stood_s)
+        node.crash()
+        node.boot(entries=(world.node(0).peer,))
+    world.run(began_at + 80.0)
+    assert readings == sorted(readings)
+    assert -1e-9 <= readings[0] - before < 1.0  # a clock of floats, rebased
+    assert readings[-1] == pytest.approx(before + 80.0 - stood_s, abs=1.0)

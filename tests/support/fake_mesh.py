@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from decentral.errors import AbortedError
 from decentral.leases import subtract
-from decentral.mesh_port import Order, StateArrived
+from decentral.mesh_port import Holding, Order, StateArrived
 from decentral.peer.protocol import (
     AbortReduce,
     Committed,
@@ -35,15 +35,21 @@ class FakeMesh:
     run_id = b"r" * 32
     join_word = "127.0.0.1:1#fake"
     native = None
+    full_mesh_up_to = 32
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster, self.name, self.me = cluster, name, f"peer:{name}"
         self.events: list[dict[str, Any]] = []
+        self.recorded: list[dict[str, Any]] = []
         self.held: list[CommittedState] = []
         self.failures: list[tuple[int, int, PeerId | None, str]] = []
         self.phases: list[str | None] = []
         self.checkpoints: list[int] = []
+        self.staleness: list[int] = []
         self.steps = 0
+        self.updates_wanted = False
+        self.updates: list[tuple[bytes, CommittedState]] = []
+        self.refused_updates: list[int] = []
         self.left = ""
         self.closed = False
         self.order: Callable[[Order], None] = lambda order: None
@@ -51,32 +57,57 @@ class FakeMesh:
     def start(
         self,
         *,
-        schema: Any,
+        holdings: Mapping[str, Holding],
         fingerprint: bytes,
-        initial: CommittedState | None,
-        resumed: CommittedState | None,
         lease_samples: int,
         on_order: Callable[[Order], None],
+        tags: tuple[str, ...] = ("",),
+        min_contributors: int = 0,
+        grace_s: float = 0.0,
     ) -> None:
-        self.schema, self.fingerprint = schema, fingerprint
-        self.initial, self.resumed = initial, resumed
+        self.fingerprint = fingerprint
+        self.initial, self.resumed = holdings[""].initial, holdings[""].resumed
         self.lease_samples, self.order = lease_samples, on_order
-        self.cluster.started(self, initial or resumed)
+        self.cluster.started(self, holdings[""].state)
 
-    def contribute(self, round: int, tokens: int, leases: tuple[Range, ...]) -> None:
+    def contribute(
+        self,
+        round: int,
+        tokens: int,
+        leases: tuple[Range, ...],
+        *,
+        staleness: int = 0,
+        step_s: float = 0.0,
+        tag: str = "",
+    ) -> None:
+        self.staleness.append(staleness)
         self.cluster.contributed(self, round, tokens, leases)
 
-    def reduced(self, round: int, attempt: int, state_root: bytes) -> None:
+    def reduced(self, round: int, attempt: int, state_root: bytes, *, tag: str = "") -> None:
         self.cluster.reduced(self, round, attempt, state_root)
 
-    def reduce_failed(self, round: int, attempt: int, suspect: PeerId | None, says: str) -> None:
+    def reduce_failed(
+        self, round: int, attempt: int, suspect: PeerId | None, says: str, *, tag: str = ""
+    ) -> None:
         self.failures.append((round, attempt, suspect, says))
         self.cluster.reduce_failed(round, attempt)
 
-    def hold(self, state: CommittedState) -> None:
+    def connect(self, peers: Sequence[PeerId]) -> None:
+        """All are."""
+
+    def hold(self, state: CommittedState, *, tag: str = "") -> None:
         self.held.append(state)
 
-    def checkpointed(self, round: int) -> None:
+    def wants_updates(self, tag: str = "") -> bool:
+        return self.updates_wanted
+
+    def hold_update(self, state_root: bytes, update: CommittedState, *, tag: str = "") -> None:
+        self.updates.append((state_root, update))
+
+    def refuse_update(self, round: int, *, tag: str = "") -> None:
+        self.refused_updates.append(round)
+
+    def checkpointed(self, round: int, kept: tuple[int, ...] = (), *, tag: str = "") -> None:
         self.checkpoints.append(round)
 
     def progress(self, step: int) -> None:
@@ -97,7 +128,10 @@ class FakeMesh:
     def emit(self, event: dict[str, Any]) -> None:
         self.events.append(event)
 
-    def telemetry(self, **fields: Any) -> None:
+    def record(self, event: dict[str, Any]) -> None:
+        self.recorded.append(event)
+
+    def telemetry(self, *, tag: str = "", **fields: Any) -> None:
         self.shown = fields
 
     def close(self) -> None:
@@ -165,6 +199,7 @@ class FakeGroup:
         weights: Sequence[float],
         round: int,
         attempt: int,
+        tag: int,
     ) -> FakeWork:
         exchange = self._cluster.exchange(round, attempt, len(self._view.members))
         return exchange.enter(self._view.rank(self._me), src, dst, weights)

@@ -180,7 +180,7 @@ def test_the_responder_checks_the_run_too() -> None:
 def test_stale_and_revoked() -> None:
     for run_of_bob, run_of_alice, says in (
         (member(BOB, valid_s=HOUR), member(ALICE), "expired 4 h ago"),
-        (member(BOB), replace(member(ALICE), revoked=frozenset({BOB.public})), "revoked"),
+        (member(BOB), replace(member(ALICE), revoked={BOB.public: {AUTHORITY.public}}), "revoked"),
     ):
         bob = end(BOB, ALICE, run_of_bob, inbound=False)
         alice = end(ALICE, BOB, run_of_alice, inbound=True, now=NOW + 5 * HOUR)
@@ -190,7 +190,9 @@ def test_stale_and_revoked() -> None:
 
 
 def test_revocation_holds_in_open_runs() -> None:
-    run = RunContext(authority=AUTHORITY.public, open=True, revoked=frozenset({EVE.public}))
+    run = RunContext(
+        authority=AUTHORITY.public, open=True, revoked={EVE.public: {AUTHORITY.public}}
+    )
     alice, eve = end(ALICE, EVE, run, inbound=True), end(EVE, ALICE, None, inbound=False)
     shake(eve, alice)
     assert "revoked" in refused(alice, CredentialError)

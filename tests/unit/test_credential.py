@@ -115,10 +115,19 @@ def test_a_gap_in_the_chain() -> None:
 
 def test_revoked_by_key_or_serial() -> None:
     chain = chain_to(PEER, INVITER)
-    assert refused(chain, revoked={PEER.public}) == "revoked"
-    assert refused(chain, revoked={chain[1].serial}) == "revoked"
-    assert "inviter" in refused(chain, revoked={INVITER.public})
-    assert check(chain, revoked={OTHER.public}) == "train"
+    by = {AUTHORITY.public}
+    assert refused(chain, revoked={PEER.public: by}) == "revoked"
+    assert refused(chain, revoked={chain[1].serial: by}) == "revoked"
+    assert "inviter" in refused(chain, revoked={INVITER.public: by})
+    assert check(chain, revoked={OTHER.public: by}) == "train"
+
+
+def test_only_those_above_can_revoke() -> None:
+    chain = chain_to(PEER, INVITER)
+    assert refused(chain, revoked={PEER.public: {INVITER.public}}) == "revoked"
+    assert check(chain, revoked={PEER.public: {OTHER.public}}) == "train"
+    assert check(chain, revoked={INVITER.public: {PEER.public}}) == "train", "from below"
+    assert check(chain, revoked={PEER.public: {PEER.public}}) == "train"
 
 
 def test_made_out_to_another() -> None:

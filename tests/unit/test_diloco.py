@@ -80,6 +80,13 @@ def test_contributions_without_tokens_count_the_same():
     assert rank_weights(DiLoCo(), ["a", "b", "x"], contributions) == (1.0, 1.0, 0.0)
 
 
+def test_who_has_nothing_to_add_pulls_nothing_back():
+    """A peer that another module holds up offers no token: its Δ is zero, and so is its weight."""
+    contributions = [Contribution(peer="b", tokens=0), Contribution(peer="a", tokens=10)]
+    for strategy in (DiLoCo(), DiLoCo(weights="equal")):
+        assert rank_weights(strategy, ["a", "b"], contributions)[1] == 0.0
+
+
 def test_options_are_what_the_fingerprint_sees():
     assert DiLoCo(sync_every=7).options() == {
         "sync_every": 7,
@@ -87,4 +94,8 @@ def test_options_are_what_the_fingerprint_sees():
         "outer_momentum": 0.9,
         "codec": "fp32",
         "weights": "tokens",
+        "min_contributors": 0,
+        "grace_s": 0.0,
+        "staleness_power": 0.5,
+        "steps_alone": 0,
     }

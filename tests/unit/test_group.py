@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from groups import mesh, sources
+from groups import endpoints, group_of, mesh, sources
 
 from decentral.collectives import Group, Network
 from decentral.errors import AbortedError, ConfigError, MismatchError, PeerFailedError
@@ -274,6 +274,27 @@ def test_large_reductions_agree_on_the_network_first_and_share_the_agreement():
         assert groups[0].network.rtt.max() < 1
         choice = groups[0].choose(count)
         assert choice.schedule == works[0].schedule and choice.seconds[choice.schedule] > 0
+
+
+def test_groups_that_share_members_agree_at_the_same_time():
+    """Two modules' rounds with equal numbers: what is said for one is not heard for the other."""
+    count = 2 << 20
+    with endpoints(4, encrypt=False) as ends:
+        given = sources(4, count)
+        works, results = [], {}
+        modules = ((0, (0, 1, 2)), (1, (0, 1, 3)))
+        for position in range(3):  # both have begun before either can end
+            for tag, ranks in modules:
+                group, rank = group_of([ends[r] for r in ranks], position), ranks[position]
+                results[tag, rank] = np.empty(count, np.float32)
+                works.append(
+                    group.all_reduce(given[rank], results[tag, rank], round=7, attempt=1, tag=tag)
+                )
+        wait_all(works)
+        for tag, ranks in modules:
+            mean = sum(given[rank].astype(np.float64) for rank in ranks) / 3
+            assert np.allclose(results[tag, 0], mean, atol=1e-5)
+            assert all(np.array_equal(results[tag, rank], results[tag, 0]) for rank in ranks)
 
 
 def test_a_member_that_dies_during_the_agreement_is_named():

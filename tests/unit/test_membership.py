@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from decentral.peer.context import Context, Peering
@@ -22,17 +23,19 @@ class Bench:
         config = CoreConfig(run=bytes(32), fingerprint=b"")
         self.ctx = Context(config, ME, "me", "h:0", b"b" * 16, Random(1))
         self.swim = Membership(self.ctx)
+        self.sent: list[tuple[str, object]] = []
         for peer in linked:
             self.link(peer)
         self.drain()
 
     def link(self, peer: str, boot_seq: int = 1) -> None:
         self.ctx.links[peer] = Peering(self.ctx.now)
-        self.swim.on_hello(peer, boot_seq, "n", f"{peer[5:9]}:1", newcomer=True)
+        self.swim.on_hello(peer, boot_seq, "n", f"{peer[5:9]}:1", everything=True)
 
     def drain(self) -> list[object]:
         self.swim.flush()
         out, self.ctx.out = self.ctx.out, []
+        self.sent += [(one.peer, unpack(one.payload)) for one in out if isinstance(one, Send)]
         return [unpack(one.payload) if isinstance(one, Send) else one for one in out]
 
     def until(self, time: float, *, answer: tuple[str, ...] = ()) -> list[object]:
@@ -70,9 +73,44 @@ def test_a_helper_that_reaches_it_saves_it() -> None:
     for _ in range(40):
         for one in bench.until(bench.ctx.now + 0.25, answer=(B,)):
             if isinstance(one, PingReq):
-                bench.swim.on_ping_ack(PingAck(A, one.seq, True, 1, 1, 0))
+                bench.swim.on_ping_ack(B, PingAck(A, one.seq, True, 1, 1, 0))
     assert bench.swim.state(A) in (ALIVE, SUSPECT)
     assert bench.swim.state(A) != DEAD
+
+
+def test_the_helper_that_reached_it_is_asked_again() -> None:
+    """Where a network is torn in a triangle, few of the helpers reach both sides."""
+    others = [peer_id(index) for index in range(2, 22)]
+    bench = Bench(A, *others)
+    asked = 0
+    for _ in range(400):
+        bench.until(bench.ctx.now + 0.25, answer=tuple(others))
+        requests = [(to, msg) for to, msg in bench.sent if isinstance(msg, PingReq)]
+        bench.sent.clear()
+        if requests:
+            asked += 1
+            assert asked == 1 or B in {to for to, _ in requests}
+            bench.swim.on_ping_ack(B, PingAck(A, requests[0][1].seq, True, 1, 1, 0))
+    assert asked > 2
+
+
+def test_in_a_crowd_a_view_clears_those_who_were_called_dead_by_hearsay() -> None:
+    crowd = (*(peer_id(index) for index in range(1, 200)), ME)
+    bench = Bench()
+    bench.swim = Membership(
+        replace(bench.ctx, config=replace(bench.ctx.config, full_mesh_up_to=64))
+    )
+    near = set(bench.swim.links_wanted(crowd))
+    far = next(peer for peer in crowd[100:] if peer not in near)
+    close = next(peer for peer in crowd[100:] if peer in near)
+    dead = tuple(Update(peer, 1, 1, DEAD, "", "") for peer in (far, close))
+    for peer in (far, close):
+        bench.swim.learn(peer, "", "")
+    bench.swim.on_gossip(B, Gossip(dead))
+    assert bench.swim.dead(far) and bench.swim.dead(close)
+    bench.swim.vouched(crowd)
+    assert not bench.swim.dead(far)
+    assert bench.swim.dead(close), "of a neighbour we know better"
 
 
 def test_suspect_refutes_with_a_higher_incarnation() -> None:
@@ -128,7 +166,7 @@ def test_a_new_start_of_the_dead_is_alive() -> None:
 
 def test_who_left_is_neither_dead_nor_dialled() -> None:
     bench = Bench(A, B)
-    bench.swim.left(A)
+    bench.swim.left(A, 1)
     bench.ctx.links.pop(A)
     bench.swim.on_link_down(A, closed=True)
     seen = bench.until(30.0, answer=(B,))
@@ -145,7 +183,7 @@ def test_after_a_stall_of_our_own_nobody_is_condemned_at_once() -> None:
 
 
 def test_large_meshes_tell_a_few_at_a_time() -> None:
-    bench = Bench(*(peer_id(index) for index in range(1, 60)))
+    bench = Bench(*(peer_id(index) for index in range(1, 100)))
     bench.ctx.now = 1.0
     bench.swim.on_gossip(B, Gossip((Update(A, 1, 1, DEAD, "", ""),)))
     bench.swim.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from decentral.peer import messages as m
 from decentral.peer.core import PeerCore
 from decentral.peer.protocol import (
@@ -11,6 +13,7 @@ from decentral.peer.protocol import (
     Committed,
     Contribute,
     CoreConfig,
+    Evicted,
     Joined,
     Leave,
     Left,
@@ -25,9 +28,11 @@ from decentral.peer.protocol import (
     StateHeld,
     Stop,
     Tick,
+    ViewEntry,
 )
+from decentral.peer.views_log import apply
 from decentral.simulator.world import peer_id
-from decentral.types import Range
+from decentral.types import Range, View
 
 ME, OTHER = peer_id(0), peer_id(1)
 CONFIG = CoreConfig(run=bytes(32), fingerprint=b"f", lease_samples=10)
@@ -134,6 +139,18 @@ def test_durable_round_follows_the_checkpoints() -> None:
     assert core.status().durable_round == 1
 
 
+def test_what_disks_keep_is_known_at_once() -> None:
+    """Else a person's rollback would go to a round that no disk can give back any more."""
+    core = alone()
+    for number in (1, 2, 3):
+        one_round(core, number, float(number))
+        core.handle(Checkpointed(number, kept=(max(0, number - 1), number)), number + 0.5)
+        state = core.replica.state
+        assert state is not None
+        kept = [one for one in range(4) if core.coordination[""].kept(state, one)]
+        assert kept == [number - 1, number]
+
+
 def test_stop_goes_into_the_next_round_and_ends_the_run() -> None:
     core = alone()
     core.handle(Stop("enough"), 0.5)
@@ -146,6 +163,28 @@ def test_stop_goes_into_the_next_round_and_ends_the_run() -> None:
 def test_last_one_leaves_at_once() -> None:
     core = alone()
     assert only(core.handle(Leave("done"), 1.0), Left)
+
+
+def test_whose_open_work_is_dropped_with_missed_entries_hears_of_it() -> None:
+    """A newcomer, which has the log only as a snapshot, may be quicker than the coordinator."""
+    core = alone()
+    before = core.replica.state
+    assert before is not None
+    core.handle(LinkUp(OTHER, "x", "h:2"), 1.0)
+    lineage = before.view.lineage
+    hello = m.Hello(bytes(32), b"f", b"n" * 16, 1, "x", "h:2", False, lineage, 0, 0, 0, ())
+    core.handle(Received(OTHER, m.pack(hello)), 1.1)
+    core.handle(Contribute(1, 100, ()), 1.2)
+    view = View(lineage=lineage, epoch=before.view.epoch + 1, members=(ME, OTHER))
+    after = apply(before, ViewEntry(view=view, reason="joins"))
+    snapshot = m.Snapshot(after, None, ())
+    actions = core.handle(Received(OTHER, m.pack(snapshot)), 1.3)
+    told = [type(one) for one in actions if isinstance(one, AbortReduce | Evicted | Joined)]
+    assert told == [AbortReduce, Evicted, Joined]
+    later = ViewEntry(view=replace(view, epoch=view.epoch + 1), reason="again")
+    snapshot = m.Snapshot(apply(after, later), None, ())
+    actions = core.handle(Received(OTHER, m.pack(snapshot)), 1.4)
+    assert only(actions, Joined) and not only(actions, Evicted), "there was nothing to drop"
 
 
 def test_garbage_closes_the_link_and_nothing_else() -> None:
@@ -170,7 +209,7 @@ def test_older_process_of_an_identity_is_refused() -> None:
 
     def hello(boot_seq: int) -> Received:
         greeting = m.Hello(
-            bytes(32), b"f", b"n" * 16, boot_seq, "x", "h:2", False, "f" * 16, 0, 0, 0, 0, ()
+            bytes(32), b"f", b"n" * 16, boot_seq, "x", "h:2", False, "f" * 16, 0, 0, 0, ()
         )
         return Received(OTHER, m.pack(greeting))
 

@@ -6,104 +6,23 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fake_mesh import Cluster, FakeMesh
+from fake_mesh import Cluster
 from safetensors.torch import load_file
+from tiny_run import Numbers, loss_of, make_run, train, train_all, weights
 
-from decentral.errors import ConfigError, ContributionError, QuorumLostError
-from decentral.mesh_port import MeshFailed, StateArrived
+from decentral.errors import ConfigError, ContributionError
 from decentral.options import RunOptions
 from decentral.peer.protocol import (
-    CloseRound,
-    Committed,
-    Evicted,
-    Joined,
-    RoundEntry,
     StartReduce,
-    ViewEntry,
 )
 from decentral.run import Run
 from decentral.schedule import cosine
-from decentral.strategies import DiLoCo
-from decentral.types import Contribution, Range
-
-
-class Numbers:
-    """Sample i is (x, 2x)."""
-
-    def __init__(self, n: int = 1000) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, index: int) -> tuple[float, float]:
-        x = (index % 17) / 17
-        return x, 2 * x
-
-
-def loss_of(model: torch.nn.Module, batch) -> torch.Tensor:
-    x, y = (part.float().unsqueeze(1) for part in batch)
-    return (model(x) - y).square().mean()
-
-
-def make_run(
-    cluster: Cluster, index: int = 0, *, sync_every: int = 3, lr: float = 0.1, **options
-) -> Run:
-    torch.manual_seed(index)
-    model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    strategy = DiLoCo(sync_every=sync_every, outer_lr=1.0, outer_momentum=0.0)
-    options.setdefault("rounds", 4)
-    return Run(
-        cluster.meshes[index],
-        model,
-        optimizer,
-        strategy,
-        RunOptions(**options),
-        founder=index == 0,
-        make_group=cluster.make_group,
-    )
-
-
-def train(run: Run, batch_size: int = 2, on_step: Callable[[Run], None] | None = None) -> None:
-    for batch in run.data(Numbers(), batch_size):
-        loss = loss_of(run.model, batch)
-        loss.backward()
-        run.step(loss)
-        if on_step is not None:
-            on_step(run)
-
-
-def train_all(cluster: Cluster, **options) -> list[Run]:
-    runs = [make_run(cluster, i, **options) for i in range(len(cluster.meshes))]
-    errors: list[BaseException] = []
-
-    def one(run: Run) -> None:
-        try:
-            train(run)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=one, args=(run,), daemon=True) for run in runs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive(), "a peer waits for ever"
-    assert not errors, errors
-    return runs
-
-
-def weights(run: Run) -> np.ndarray:
-    return torch.cat([p.detach().flatten() for p in run.model.parameters()]).numpy().copy()
-
+from decentral.types import Range
 
 # ---------------------------------------------------------------------------- one peer
 
@@ -406,201 +325,6 @@ def test_uncounted_work_stays_queued_and_counts_later():
     )
 
 
-# ---------------------------------------------------------------------------- orders
-
-
-FRESH_LEASE = (Range(100, 106),)
-
-
-class Script(Cluster):
-    """A mesh of one whose orders the test writes itself."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-        self.mesh: FakeMesh = self.meshes[0]
-        self.offers: list[tuple[int, int, tuple[Range, ...]]] = []
-        self.on_offer: Callable[[int], None] = lambda round: None
-
-    def contributed(self, mesh, round, tokens, leases) -> None:
-        self.offers.append((round, tokens, leases))
-        self.on_offer(round)
-
-    def start_reduce(self, round: int, attempt: int = 1, *, mine: bool = True) -> None:
-        other = Contribution(peer="peer:x", tokens=1)
-        contributions = (Contribution(peer="peer:a", tokens=6),) if mine else (other,)
-        self.mesh.order(StartReduce(self.view, round, attempt, self.view.members, contributions))
-
-    def entry(self, round: int, root: bytes, *, mine: bool, leases=FRESH_LEASE) -> None:
-        taken = (Contribution(peer="peer:a", tokens=6, leases=self.offers[-1][2]),) if mine else ()
-        entry = RoundEntry(
-            round=round, attempt=1, contributions=taken, state_root=root, durable_round=0
-        )
-        self.mesh.order(Committed(round, entry, self.view, leases))
-
-    def reduced(self, mesh, round, attempt, root) -> None:
-        self.entry(round, root, mine=True)
-
-    def reduce_failed(self, round, attempt) -> None:
-        self.start_reduce(round, attempt + 1)
-
-
-def another_state(round: int, *, target: int = 9):
-    """What the others have committed without this peer."""
-    other = Cluster(1)
-    train(make_run(other, rounds=target))
-    return other.meshes[0].held[round - 1]
-
-
-def test_nothing_is_applied_before_the_commit():
-    cluster = Script()
-    run = make_run(cluster, rounds=1)
-    seen = {}
-
-    def reduced(mesh, round, attempt, root) -> None:
-        seen["voted"] = weights(run)
-        seen["held"] = list(mesh.held)
-        cluster.entry(round, root, mine=True)
-
-    cluster.on_offer = lambda round: (
-        seen.setdefault("own", weights(run)),
-        cluster.start_reduce(round),
-    )
-    cluster.reduced = reduced
-    train(run)
-    assert (seen["voted"] == seen["own"]).all() and seen["held"] == []
-
-
-def test_the_others_may_close_a_round_early():
-    cluster = Script()
-    run = make_run(cluster, rounds=1)
-    cluster.on_offer = cluster.start_reduce
-    train(run, on_step=lambda run: cluster.mesh.order(CloseRound(1)))
-    assert cluster.offers == [(1, 4, (Range(0, 4),))], "two steps instead of three"
-
-
-def test_an_abort_that_comes_first_wins():
-    from decentral.peer.protocol import AbortReduce
-
-    cluster = Script()
-    run = make_run(cluster, rounds=1)
-
-    def offered(round: int) -> None:
-        cluster.mesh.order(AbortReduce(1, 1, "peer:x died"))
-        cluster.start_reduce(1, 1)
-
-    cluster.on_offer = offered
-    train(run)
-    assert cluster.mesh.failures == [(1, 1, None, "peer:x died")]
-    assert run.round == 1
-
-
-def test_a_round_that_others_reduced_is_fetched():
-    state = another_state(1, target=1)
-    cluster = Script()
-    run = make_run(cluster, rounds=1)
-
-    def offered(round: int) -> None:
-        cluster.entry(1, state.root, mine=True)
-        cluster.mesh.order(StateArrived(state))
-
-    cluster.on_offer = offered
-    train(run)
-    assert run.state_hash == state.root.hex()
-    assert cluster.mesh.held[-1].root == state.root
-    assert len(cluster.mesh.rounds()) == 1
-
-
-def test_own_work_survives_a_round_that_did_not_count_it():
-    state = another_state(1)
-    cluster = Script()
-    run = make_run(cluster, rounds=5)
-    own = {}
-
-    def offered(round: int) -> None:
-        if round == 1:
-            own["delta"] = -weights(run) + initial
-            cluster.entry(1, state.root, mine=False, leases=(Range(0, 6), Range(6, 12)))
-            cluster.mesh.order(StateArrived(state))
-        else:
-            own["second"] = weights(run)
-            cluster.end("enough")
-
-    initial = weights(run)
-    cluster.on_offer = offered
-    after = {}
-    train(run, on_step=lambda run: after.setdefault(run.round, weights(run)))
-    theta = np.concatenate(
-        [state.tensors["param/weight"].ravel(), state.tensors["param/bias"].ravel()]
-    )
-    np.testing.assert_allclose(after[1], theta - own["delta"], atol=1e-6)
-    assert [offer[0] for offer in cluster.offers] == [1, 2]
-    assert cluster.offers[1][1:] == (12, (Range(0, 12),)), "both rounds' work, in one"
-
-
-def test_the_evicted_throw_their_work_away_and_come_back():
-    state = another_state(4)
-    cluster = Script()
-    run = make_run(cluster, rounds=9, sync_every=3)
-    done = []
-
-    def on_step(run: Run) -> None:
-        if cluster.mesh.steps == 2:
-            cluster.mesh.order(Evicted("hung"))
-            cluster.mesh.order(Joined(cluster.view, 4))
-            cluster.mesh.order(StateArrived(state))
-            entry = ViewEntry(view=cluster.view, reason="rejoined")
-            cluster.mesh.order(Committed(9, entry, cluster.view, (Range(500, 506),)))
-
-    def offered(round: int) -> None:
-        done.append(round)
-        cluster.end("enough")
-
-    cluster.on_offer = offered
-    train(run, on_step=on_step)
-    # The second step's own orders are seen by the third, whose work goes with the rest.
-    assert cluster.offers == [(5, 6, (Range(500, 506),))]
-    assert run.round == 4
-
-
-def test_a_bystander_reduces_with_weight_zero_and_keeps_its_work():
-    cluster = Script()
-    run = make_run(cluster, rounds=1)
-    sent = []
-    cluster.make_group_was = cluster.make_group
-
-    def on_step(run: Run) -> None:
-        if cluster.mesh.steps == 1:
-            cluster.start_reduce(1, mine=False)
-
-    def make_group(native, view, me):
-        class Group:
-            def all_reduce(self, src, dst, codec, *, weights, round, attempt):
-                sent.append((tuple(weights), float(np.abs(src).sum())))
-                return cluster.make_group_was(native, view, me).all_reduce(
-                    src, dst, codec, weights=[1.0], round=round, attempt=attempt
-                )
-
-        return Group()
-
-    run._outer._make_group = make_group
-
-    def reduced(mesh, round, attempt, root) -> None:
-        cluster.end("enough")
-
-    cluster.reduced = reduced
-    train(run, on_step=on_step)
-    assert sent == [((0.0,), 0.0)] and run._outer.work.steps == 2
-
-
-def test_a_failed_mesh_raises_in_the_users_thread():
-    cluster = Script()
-    run = make_run(cluster)
-    error = QuorumLostError("too few members are left", phase="views")
-    cluster.on_offer = lambda round: cluster.mesh.order(MeshFailed(error))
-    with pytest.raises(QuorumLostError, match="too few members"):
-        train(run)
-
-
 # ---------------------------------------------------------------------------- resume and leave
 
 
@@ -640,7 +364,9 @@ def test_a_damaged_checkpoint_is_reported_and_passed_over(tmp_path):
         for batch in run.data(Numbers(), 2):
             loss_of(run.model, batch).backward()
             run.step(0.0)
-            run._reporter._checkpointer and run._reporter._checkpointer.flush()
+            checkpointer = run._reporters[""]._checkpointer
+            if checkpointer is not None:
+                checkpointer.flush()
     newest = max((tmp_path / "checkpoints").iterdir())
     os.truncate(newest / "state.safetensors", 900)
     again = Cluster(1)
@@ -682,15 +408,15 @@ sys.path[:0] = {paths!r}
 import native_standin
 native_standin.install()
 from fake_mesh import Cluster
-import test_run
+import tiny_run
 cluster = Cluster(1)
-run = test_run.make_run(cluster, rounds=10**9)
+run = tiny_run.make_run(cluster, rounds=10**9)
 leave = cluster.meshes[0].leave
 cluster.meshes[0].leave = lambda reason, timeout_s: print("left:", reason, flush=True)
 def ready(run):
     if cluster.meshes[0].steps == 2:
         print("training", flush=True)
-test_run.train(run, on_step=ready)
+tiny_run.train(run, on_step=ready)
 """
 
 

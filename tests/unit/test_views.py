@@ -44,7 +44,7 @@ class Voter:
         config = CoreConfig(run=bytes(32), fingerprint=b"")
         self.ctx = Context(config, self.peer, "", "", b"b" * 16, Random(index))
         self.ctx.links = {one: Peering(0.0) for one in PEERS if one != self.peer}
-        self.replica = Replica(self.ctx, self, tuple)
+        self.replica = Replica(self.ctx, self, tuple, tuple)
         self.replica.state = three()
         self.views = Views(self.ctx, self.replica, lambda entry: True)
 
