@@ -12,9 +12,9 @@ SOURCES := $(shell find native peer collectives decentral -name '*.py' -o -name 
 CTEST := $(BIN)/ctest --output-on-failure --test-dir
 
 CLANGXX ?= $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-[0-9][0-9] /usr/local/bin/clang++))
-FUZZ_TARGETS := frame_fuzz codec_fuzz topk_fuzz handshake_fuzz
+FUZZ_TARGETS := frame_fuzz codec_fuzz topk_fuzz handshake_fuzz carrier_fuzz
 
-.PHONY: demo test unit native-test fuzz fuzz-briefly lint typecheck format sanitize bench soak wheel clean help
+.PHONY: demo test unit native-test churn fuzz fuzz-briefly lint typecheck format sanitize bench nat-matrix soak soak-sim wheel clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,8 +24,10 @@ demo: $(VENV)/installed  ## four peers train on real text, one is killed, one jo
 
 test: native-test fuzz-briefly unit  ## everything that CI runs
 
+# What waits for nobody's clock runs on two cores; what measures or strikes has the machine alone.
 unit: $(VENV)/installed-test
-	$(BIN)/python -P -m pytest
+	$(BIN)/python -P -m pytest -q -n 2 tests/unit
+	$(BIN)/python -P -m pytest tests/sim tests/integration tests/netns
 
 native-test: $(VENV)/tools  ## the C++ tests, without Python
 	$(BIN)/cmake -S native -B build/native -G Ninja -DDECENTRAL_TESTS=ON -DDECENTRAL_WERROR=ON \
@@ -77,16 +79,50 @@ bench: $(VENV)/installed  ## every benchmark, one at a time (the shaped ones nee
 	  $(BIN)/decentral bench allreduce --peers 4 --size-mib 64 --net shaped --rates-mbit $$rate \
 	    --against iperf3 || exit 1; done
 	$(BIN)/decentral bench unequal --size-mib 64 --change 3:3:400 --change 6:0:100 --runs 10
+	$(BIN)/decentral bench link
 	for congestion in cubic bbr; do \
 	  $(BIN)/decentral bench link --rate-mbit 200 --rtt-ms 100 --loss 0.001 --size-mib 256 \
 	    --congestion $$congestion --streams auto,1 || exit 1; done
 	$(BIN)/decentral bench latency
 	$(BIN)/decentral bench concurrency
 	$(BIN)/decentral bench memory
+	$(BIN)/decentral bench admission
 	$(BIN)/decentral bench codecs
 
-soak: $(VENV)/installed  ## simulator seeds (SEEDS=500), deaths in mid-reduce, 500 aborts
-	$(BIN)/decentral simulate --peers 32 --seeds $(or $(SEEDS),500)
+soak-sim: $(VENV)/installed  ## an hour of fresh seeds (SOAK_S=3600), crowds, hours of detection
+	$(BIN)/decentral simulate --peers 32 --fresh --for $(or $(SOAK_S),3600)
+	$(BIN)/decentral simulate detection --peers 1000 --peer-hours 3000
+	$(BIN)/decentral simulate crowd --peers 1000 --joiners 200
+	$(BIN)/decentral simulate crowd --peers 4096 --joiners 200
+
+nat-matrix: $(VENV)/installed  ## every pair of NATs connects, with data over the link (root)
+	$(BIN)/decentral bench nat
+
+churn: $(VENV)/installed  ## real processes under faults, audited: what CI runs, with its reports in churn-report/
+	$(BIN)/decentral churn --peers 16 --seconds 240 --rate 1 --seed 1 --report churn-report/all
+	$(BIN)/decentral churn --peers 24 --seconds 116 --faults kill --rate 0.034483 --even --seed 2 \
+	  --step-s 0.5 --network loopback --report churn-report/kill
+	$(BIN)/decentral churn --preset pccl --seconds 120 --seed 3 --network loopback --report churn-report/pccl
+	$(BIN)/decentral churn --preset turnover --joins 500 --every-s 0.25 --peers 4 --seed 4 \
+	  --network loopback --report churn-report/turnover
+	$(BIN)/decentral bench failpoints --times 5
+	$(BIN)/decentral churn --hostile --seconds 24 --seed 1 --report churn-report/hostile
+
+soak: $(VENV)/installed-test  ## hours: churn, failpoints, hostile bytes, coordinators, storms, partitions, aborts
+	$(BIN)/decentral churn --peers 32 --seconds $(or $(SOAK_S),3600) --rate 1 --step-s 0.3 \
+	  --report churn-report/soak
+	$(BIN)/decentral churn --peers 24 --seconds 600 --faults kill --rate 0.034483 --even \
+	  --step-s 0.5 --network loopback --report churn-report/soak-kill
+	$(BIN)/decentral churn --preset pccl --seconds 600 --network loopback --report churn-report/soak-pccl
+	$(BIN)/decentral bench failpoints --times 100
+	DECENTRAL_SOAK=1 $(BIN)/python -P -m pytest tests/netns/test_nat_runs.py
+	$(BIN)/decentral churn --hostile --seconds 300 --messages 10000000 --replays 1000000 \
+	  --report churn-report/soak-hostile
+	for kind in kill stop drop; do \
+	  $(BIN)/decentral bench failover --kind $$kind --times 100 || exit 1; done
+	$(BIN)/decentral bench storm --joiners 48
+	for sides in 5,3 4,4; do $(BIN)/decentral bench partition --sides $$sides || exit 1; done
+	$(BIN)/decentral bench state
 	for kind in kill stop cut; do \
 	  $(BIN)/decentral bench faults --kind $$kind --instants 20 --size-mib 256 || exit 1; done
 	$(BIN)/decentral bench faults --aborts 500
