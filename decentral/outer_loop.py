@@ -1,11 +1,12 @@
-"""The outer rounds of all tags that this peer takes part in: their orders, and when training waits.
+"""The outer rounds of all tags that this peer takes part in: their threads, and when training waits.
 
-    mesh's thread ── orders ──▶ inbox ──▶ obey: to the OuterRounds of the order's tag, or to all
-    user's thread    step, step, … a tag is due ──▶ contribute ──▶ wait for its commit ──▶ step, …
+    mesh's thread       ── orders ──▶ exchange's inbox
+    exchange's thread   ── to the Exchange of the order's tag, or to all ──▶ news ──▶ user's inbox
+    user's thread       step, step, … a tag is due ──▶ contribute ──▶ step, … or wait for its commit
 
-In a run with one model there is one tag, "". In a run whose modules have rounds of their own a peer
-trains with all of its modules at once, so its next step waits for every tag that it has contributed
-to; rounds of other tags go on meanwhile:
+In a run with one model there is one tag, "". In a run whose modules or fragments have rounds of
+their own a peer trains with all of its tags at once, so its next step waits for every tag that
+holds it up; rounds of other tags go on meanwhile:
 
     peer 1 (a)       a ── commit   a ── commit   a ── commit
     peer 2 (a, c)    a ── commit  [a: nothing]   [a: nothing]      still waits for its c
@@ -24,44 +25,66 @@ lose is counted in tokens alone.
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 from decentral.mesh_port import MeshFailed, MeshPort, Order
 from decentral.outer_round import OuterRounds
-from decentral.outer_work import ReduceEnded
+from decentral.outer_work import Broken, News, ReduceEnded, Restored
 from decentral.peer.protocol import AbortReduce, Committed, Evicted, Fault, Joined, Left
 
 _BEAT_S = 1.0
+_STOP_S = 10.0
 _FOR_ALL = (Committed, Joined, Evicted, Left, MeshFailed, Fault)
 
 
 class OuterLoop:
-    """`on_order` and `post` run on other threads; everything else in the user's."""
+    """`on_order`, `post` and `tell` run on other threads; everything else in the user's."""
 
     def __init__(self, mesh: MeshPort) -> None:
         self._mesh = mesh
-        self._inbox: queue.SimpleQueue[Order | ReduceEnded] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Order | ReduceEnded | Restored | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._rounds: Mapping[str, OuterRounds] = {}
+        self._thread = threading.Thread(target=self._exchange, name="decentral outer", daemon=True)
 
     def drive(self, rounds: Mapping[str, OuterRounds]) -> None:
         """By tag, in the order of the run's tags."""
         self._rounds = rounds
         self._appoint()
 
+    def begin(self) -> None:
+        """Orders are about to come."""
+        self._thread.start()
+
     # ------------------------------------------------------------------ other threads
 
     def on_order(self, order: Order) -> None:
         if isinstance(order, AbortReduce):
-            self._rounds[order.tag].abort(order)
+            self._rounds[order.tag].exchange.abort(order)
             return
         if isinstance(order, Evicted | MeshFailed):
             for one in self._rounds.values():
-                one.abort_any("this peer is out of the view")
-        self._inbox.put(order)
+                one.exchange.abort_any("this peer is out of the view")
+        self._orders.put(order)
 
-    def post(self, ended: ReduceEnded) -> None:
-        self._inbox.put(ended)
+    def post(self, order: ReduceEnded | Restored) -> None:
+        self._orders.put(order)
+
+    def tell(self, news: News) -> None:
+        self._inbox.put(news)
+
+    def _exchange(self) -> None:
+        while (order := self._orders.get()) is not None:
+            try:
+                if isinstance(order, _FOR_ALL):
+                    for one in self._rounds.values():
+                        one.exchange.obey(order)
+                else:
+                    self._rounds[order.tag].exchange.obey(order)
+            except BaseException as error:
+                self._inbox.put(Broken(error))
 
     # ------------------------------------------------------------------ the user's thread
 
@@ -79,7 +102,8 @@ class OuterLoop:
 
     @property
     def due(self) -> bool:
-        return any(one.due for one in self._rounds.values())
+        """Whether there is something to contribute or to wait for."""
+        return any(one.due or one.held_up for one in self._rounds.values())
 
     def stepped(self, tokens: int, loss: Any) -> None:
         """The inner optimizer has stepped once, in all parts of the model."""
@@ -94,49 +118,53 @@ class OuterLoop:
             self._obey(self._next())
 
     def drain(self) -> None:
-        """Obey whatever has arrived; waits only where there is no state to train from, or where
-        others reduce with us."""
+        """Take in whatever has arrived; waits only where there is no state to train from."""
         while self.ended is None:
-            if any(one.reducing for one in self._rounds.values()):
-                self._obey(self._next())
-                continue
             try:
                 self._obey(self._inbox.get_nowait())
             except queue.Empty:
                 break
+        for one in self._rounds.values():
+            one.settle()
         self.wait_until_current()
 
-    def wait_for_order(self) -> None:
+    def wait_for_news(self) -> None:
         self._obey(self._next())
 
     def synchronize(self, *, early: bool = False) -> None:
-        """Contribute the work that is due (`early`: all there is) and wait until commits have
-        counted it or the run is over.
+        """Contribute the work that is due (`early`: all there is), and wait for what training must
+        not go on without.
 
-        Returns early, with work still this peer's own, when its round commits without it, or when
-        it may go on alone for a while.
+        Returns with work still this peer's own when its round commits without it, or when it may
+        go on alone for a while.
         """
+        self._wait()
         for one in self._rounds.values():
             if one.due or (early and one.ended is None and one.work.steps > 0):
                 one.contribute()
-        while any(one.waiting for one in self._rounds.values()):
-            self._obey(self._next())
-            for one in self._rounds.values():
-                one.reconsider()
-            self._abstain()
+        self._wait()
         self.wait_until_current()
         for one in self._rounds.values():
             one.resume()
 
     def close(self) -> None:
         """No buffer is borrowed by an all-reduce when this returns. Idempotent."""
-        for one in self._rounds.values():
-            one.close("the trainer has stopped")
+        self._close("the trainer has stopped")
+        self._orders.put(None)
+        if self._thread.is_alive():
+            self._thread.join(_STOP_S)
 
     # ------------------------------------------------------------------ inside
 
-    def _next(self) -> Order | ReduceEnded:
-        """The next order, waited for. Whoever waits for others is not hung, and says so."""
+    def _wait(self) -> None:
+        while any(one.held_up for one in self._rounds.values()):
+            self._obey(self._next())
+            for one in self._rounds.values():
+                one.reconsider()
+            self._abstain()
+
+    def _next(self) -> News:
+        """The next news, waited for. Whoever waits for others is not hung, and says so."""
         try:
             while True:
                 try:
@@ -145,17 +173,18 @@ class OuterLoop:
                     self._mesh.progress(0)
         except BaseException:
             # Ctrl-C: nobody may touch the buffers once this returns.
-            for one in self._rounds.values():
-                one.close("the trainer stopped waiting")
+            self._close("the trainer stopped waiting")
             raise
 
-    def _obey(self, order: Order | ReduceEnded) -> None:
-        if isinstance(order, _FOR_ALL):
-            for one in self._rounds.values():
-                one.obey(order)
-            self._appoint()
-        else:
-            self._rounds[order.tag].obey(order)
+    def _close(self, says: str) -> None:
+        for one in self._rounds.values():
+            one.exchange.close(says)
+
+    def _obey(self, news: News) -> None:
+        if isinstance(news, Broken):
+            raise news.error
+        self._rounds[news.tag].obey(news)
+        self._appoint()
 
     def _appoint(self) -> None:
         leading = self.leading
@@ -164,7 +193,7 @@ class OuterLoop:
 
     def _abstain(self) -> None:
         """Held up by one tag: whoever waits for us in another shall not."""
-        if any(one.waiting and one.work.steps for one in self._rounds.values()):
+        if any(one.held_up and one.offered and one.offered.steps for one in self._rounds.values()):
             for one in self._rounds.values():
-                if one.ended is None and one.current and not one.waiting and one.asked:
+                if one.ended is None and one.current and one.offered is None and one.asked:
                     one.contribute()

@@ -1,12 +1,13 @@
-"""What an outer round is about: own work, the state that it leads to, and the disk behind it."""
+"""What an outer round is about: own work, what the committed side says of it, and the disk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from decentral.leases import Ranges
-from decentral.peer.protocol import RollbackEntry, RoundEntry, StartReduce
+from decentral.mesh_port import Order
+from decentral.peer.protocol import Committed, RollbackEntry, RoundEntry, StartReduce
 from decentral.state import HeldState
 from decentral.types import View
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class OwnWork:
-    """What the model has over the anchor, and no commit has counted."""
+    """Inner steps that no commit has counted."""
 
     began_at: int = 0
     """The round of the committed state that the first of these steps started from."""
@@ -25,13 +26,18 @@ class OwnWork:
     tokens: int = 0
     losses: list[Any] = field(default_factory=list)
     """Floats, or scalars on a device, which nothing waits for until the round is over."""
-    contributed_to: int = 0
-    """The round that it was offered to; 0: not yet."""
-    counted: bool = False
-    """A commit has it; it goes with the next adoption."""
 
     def mean_loss(self) -> float | None:
         return float(sum(self.losses)) / len(self.losses) if self.losses else None
+
+    def with_later(self, later: OwnWork) -> OwnWork:
+        """Both as one. Losses are reported once: the earlier ones have been."""
+        return OwnWork(
+            began_at=self.began_at,
+            steps=self.steps + later.steps,
+            tokens=self.tokens + later.tokens,
+            losses=later.losses,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,50 @@ class ReduceEnded:
     @property
     def tag(self) -> str:
         return self.order.tag
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The disk had the state that the run goes back to."""
+
+    held: HeldState
+    tag: str
+
+
+# ------------------------------------------------ what the committed side tells the user's thread
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An order that concerns own work or the run as a whole."""
+
+    order: Order
+    tag: str
+    late: bool = False
+    """A commit whose outcome, or a newer one, had arrived before it: it changes nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """The committed state is another one, and held here."""
+
+    held: HeldState
+    order: Committed | None
+    """The commit that this state is the outcome of, if it was followed."""
+    replaces: bool
+    """Own work began from a state that does not lead here: it goes."""
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The committed side has failed in a way that nobody foresaw."""
+
+    error: BaseException
+    tag: str = ""
+
+
+News: TypeAlias = Heard | Advanced | Broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +127,4 @@ class Witness(Protocol):
 
     def rolls_back(self, lineage: str, entry: RollbackEntry) -> None:
         """The run has agreed to go back."""
+

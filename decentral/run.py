@@ -24,7 +24,9 @@ from decentral.checkpoint import load_latest
 from decentral.compute import Inner, Tensors
 from decentral.data import Dataset, LeasedData, check_dataset
 from decentral.errors import ConfigError, ContributionError
+from decentral.exchange import Exchange
 from decentral.fingerprint import Fingerprint, dataset_fact, fingerprint
+from decentral.fragments import in_fragments
 from decentral.leases import LeaseBook, total
 from decentral.lifetime import Lifetime, why_it_ended
 from decentral.mesh_port import GroupFactory, Holding, MeshPort
@@ -68,6 +70,8 @@ class Run:
         """`modules`: parts of the model that have rounds of their own (None: one for all of it)."""
         self.mesh, self.model, self.strategy = mesh, model, strategy
         self._options, self._founder, self._modules = options, founder, modules
+        if modules is None and strategy.fragments > 1:
+            modules = in_fragments(model, strategy.fragments)
         self._tags = modules.tags if modules is not None else ("",)
         self._inner = optimizer if isinstance(optimizer, Inner) else _inner(optimizer, options)
         self._book = LeaseBook()
@@ -90,21 +94,37 @@ class Run:
         self._lifetime = Lifetime(self.close)
 
     def _outer_rounds(self, tag: str, tensors: Tensors, make_group: GroupFactory) -> OuterRounds:
+        exchange = Exchange(
+            mesh=self.mesh,
+            layout=tensors.layout,
+            strategy=self.strategy,
+            make_group=make_group,
+            post=self._loop.post,
+            tell=self._loop.tell,
+            tag=tag,
+            number=self._tags.index(tag),
+        )
         return OuterRounds(
             mesh=self.mesh,
             tensors=tensors,
             strategy=self.strategy,
-            make_group=make_group,
+            exchange=exchange,
             book=self._book,
             on_adopted=lambda adoption, held: self._adopted(tag, adoption, held),
             on_refused=self._refused,
             on_stopped=self._report_end,
+            restore=self._loop.post,
             disk=self._reporters[tag],
             witness=self._witnesses[tag],
-            post=self._loop.post,
             tag=tag,
-            number=self._tags.index(tag),
+            first_after=self._first_offer(tag),
         )
+
+    def _first_offer(self, tag: str) -> int | None:
+        """Fragments take turns: the first offers are spread over H steps, and so are all others."""
+        if self.strategy.fragments == 1:
+            return None
+        return self.strategy.sync_every * (self._tags.index(tag) + 1) // len(self._tags)
 
     def _native_group(self, native: Any, view: Any, me: PeerId) -> Any:
         from decentral.collectives import Group
@@ -123,7 +143,9 @@ class Run:
     ) -> LeasedData:
         """This peer's share of `dataset`, in batches, until the run ends for all."""
         check_dataset(dataset, batch_size)
-        samples = self.strategy.sync_every * batch_size * self._options.accumulate
+        # Whoever does not wait for an outcome trains on meanwhile.
+        phases = 1 if self.strategy.overlap == 0 else 2
+        samples = phases * self.strategy.sync_every * batch_size * self._options.accumulate
         self._begin(lease_samples=samples, dataset=dataset_fact(dataset))
         return LeasedData(
             dataset,
@@ -168,9 +190,10 @@ class Run:
     @property
     def progress(self) -> Progress:
         """The schedule's clock."""
-        meta, work = self._outer.held.meta, self._outer.work
-        tokens = meta.tokens + work.tokens
-        rounds = meta.round + min(1.0, work.steps / self.strategy.sync_every)
+        meta, (steps, own_tokens) = self._outer.held.meta, self._outer.uncommitted
+        tokens = meta.tokens + own_tokens
+        most = 1.0 if self.strategy.overlap == 0 else 2.0
+        rounds = meta.round + min(most, steps / self.strategy.sync_every)
         fractions = []
         if meta.target_rounds:
             fractions.append(rounds / meta.target_rounds)
@@ -321,6 +344,7 @@ class Run:
         holdings = {tag: self._holding(tag, held) for tag, held in resumed.items()}
         if self._founder and self._modules is not None:
             holdings |= {tag: self._gift(part) for tag, part in self._modules.given.items()}
+        self._loop.begin()
         self.mesh.start(
             holdings=holdings,
             fingerprint=self._fingerprint(dataset).digest,
@@ -394,10 +418,11 @@ class Run:
 
     def _refill(self) -> bool:
         """`run.data` has no sample left: contribute early, or wait for a lease."""
-        if self._loop.leading.work.steps > 0:
+        leading = self._loop.leading
+        if leading.offered is None and leading.work.steps > 0:
             self._loop.synchronize(early=True)
         else:
-            self._loop.wait_for_order()
+            self._loop.wait_for_news()
             self._loop.drain()
         return self.finished is None
 

@@ -1,9 +1,10 @@
-"""The all-reduce in progress: started by the user's thread, waited for by one of its own, called
-off by the mesh's.
+"""The all-reduce in progress: started by one thread, waited for by one of its own, called off by
+any.
 
-    user's thread       start ─────────────────────────▶ goes on with other tags' orders
+    exchange's thread   start ─────────────────────────▶ goes on with other tags' orders
     a thread of its own   └─ wait ──▶ on_end(error or None)
     mesh's thread              abort: returns when no buffer is touched any more
+    user's thread              settle: the same, and waits for the end
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class RunningReduce:
         self._key: tuple[int, int] | None = None  # guarded by _lock
         self._work: Work | None = None  # guarded by _lock
         self._called_off: dict[tuple[int, int], str] = {}  # guarded by _lock
-        self._over: threading.Event | None = None  # the user's thread only
+        self._over: threading.Event | None = None  # guarded by _lock
 
     def start(self, round: int, attempt: int, start: Callable[[], Work], on_end: OnEnd) -> None:
         """Start it. `on_end` is called once, on another thread, when it is over; then call `end`.
@@ -33,13 +34,13 @@ class RunningReduce:
         Raises an AbortedError if it was called off already, and whatever `start` raises.
         """
         assert self._over is None, "one attempt after the other"
+        over = threading.Event()
         with self._lock:
             says = self._called_off.get((round, attempt))
             if says is not None:
                 raise AbortedError(says, phase="all-reduce")
             work = start()
-            self._key, self._work = (round, attempt), work
-        over = threading.Event()
+            self._key, self._work, self._over = (round, attempt), work, over
         waiter = threading.Thread(
             target=self._wait, args=(work, over, on_end), name="decentral reduce", daemon=True
         )
@@ -47,8 +48,8 @@ class RunningReduce:
             waiter.start()
         except BaseException:  # a signal, while the thread begins
             work.abort("the trainer has stopped")
+            over.set()
             raise
-        self._over = over
 
     def _wait(self, work: Work, over: threading.Event, on_end: OnEnd) -> None:
         error: BaseException | None = None
@@ -64,11 +65,18 @@ class RunningReduce:
 
     def end(self, says: str = "") -> None:
         """It is over (with `says`: call it off first): no buffer is touched when this returns."""
+        self.settle(says)
+        with self._lock:
+            self._over = None
+
+    def settle(self, says: str = "") -> None:
+        """Like `end`, for a thread that did not start it."""
         if says:
             self.abort_any(says)
-        if self._over is not None:
-            self._over.wait()
-            self._over = None
+        with self._lock:
+            over = self._over
+        if over is not None:
+            over.wait()
 
     def abort(self, round: int, attempt: int, says: str) -> None:
         """Called on the mesh's thread; idempotent."""

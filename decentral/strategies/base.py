@@ -3,12 +3,22 @@
 The run does the rest: it takes the outer gradient, reduces it, and applies nothing before the
 commit. A strategy is a frozen value without state of its own, so that every member of a run
 computes the same bits from the same inputs.
+
+                 offer Δ                    commit
+    H steps        │   overlap steps           │
+    ───────────────┼───────────────────────────┼──────────────▶
+                   └─ reduced meanwhile        └─ θm ← blend(θ, θm, …)
+
+    overlap 0        training waits for the commit: DiLoCo
+    0 < overlap < H  the outcome is applied so many steps after the offer: StreamingDiLoCo
+    overlap = H      … when the next Δ is offered: AsyncDiLoCo; `restart` says where from
+    overlap None     … as soon as it is there, and nobody ever waits: DecoupledDiLoCo
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from decentral.state import HeldState, Layout
 from decentral.types import Contribution, PeerId
@@ -18,7 +28,11 @@ if TYPE_CHECKING:
 
 
 class Strategy(Protocol):
-    """The seam between `decentral.outer_round` and the files of this package."""
+    """The seam between the outer rounds and the files of this package.
+
+    `decentral.strategies.outer.OuterOptimization` has all of it; a strategy overrides what its
+    paper does differently.
+    """
 
     @property
     def name(self) -> str:
@@ -29,10 +43,29 @@ class Strategy(Protocol):
         """Inner optimizer steps from one contribution to the next (H)."""
 
     @property
+    def fragments(self) -> int:
+        """Parts of the model with rounds of their own, in turn (P); 1: all of it at once."""
+
+    @property
+    def overlap(self) -> int | None:
+        """Inner steps from an offer to the adoption of its outcome (τ), as pictured above."""
+
+    @property
     def codec(self) -> str:
         """What the all-reduce puts on the wire."""
 
-    def options(self) -> Mapping[str, int | float | str]:
+    @property
+    def feedback_decay(self) -> float | None:
+        """β of error feedback (`decentral.feedback`); None: without."""
+
+    @property
+    def dynamic_steps(self) -> bool:
+        """Whether a slow peer offers after fewer steps: as many as fit between two commits."""
+
+    def reduce_options(self) -> Mapping[str, Any]:
+        """Further arguments of `Group.all_reduce`, the same on all members."""
+
+    def options(self) -> Mapping[str, int | float | str | None]:
         """Everything that changes results: part of the run's fingerprint."""
 
     @property
@@ -55,8 +88,23 @@ class Strategy(Protocol):
     ) -> None:
         """Write the next (theta, momentum) from the held state and the averaged outer gradient.
 
-        `delta` has `layout.exchanged` elements, `theta` and `momentum` are fresh. Native fp32
-        arithmetic only: these bits are hashed and voted on.
+        `delta` has `layout.exchanged` elements, `theta` and `momentum` are fresh. Arithmetic that
+        is the same on all machines only: these bits are hashed and voted on.
+        """
+
+    def blend(self, theta: Array, local: Array, snapshot: Array) -> Array:
+        """θm after a commit has counted what was offered at `snapshot`, `local` being θm now.
+
+        All three are this peer's, fp32, `layout.exchanged` long; may write into `local`.
+        """
+
+    def restart(
+        self, theta: Array, own: Array, progress: Array, members: int, memory: dict[str, Array]
+    ) -> Array:
+        """With overlap = H: where the next inner steps start from, a fresh array.
+
+        `own`: this peer's Δ that is about to be offered; `progress`: the part of it that is new;
+        `memory`: whatever this peer keeps for the strategy, by name.
         """
 
 

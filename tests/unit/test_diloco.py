@@ -93,6 +93,7 @@ def test_options_are_what_the_fingerprint_sees():
         "outer_lr": 0.7,
         "outer_momentum": 0.9,
         "codec": "fp32",
+        "error_feedback": None,
         "weights": "tokens",
         "min_contributors": 0,
         "grace_s": 0.0,
