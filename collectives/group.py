@@ -128,6 +128,7 @@ class Group:
         *,
         weights: Sequence[float] | None = None,
         schedule: str = "auto",
+        clip_to_median: bool = False,
         **call: Any,
     ) -> Work:
         """Start dst = Σ weight_m · src_m / Σ weight_m over the members: the same bits for all.
@@ -139,7 +140,8 @@ class Group:
 
         `schedule` is one of `SCHEDULES`, or "auto": the cost model chooses, from what the members
         have measured. `codec` is one of `codecs.CODECS`; "topk" goes by all-gather whatever the
-        schedule. `call`: see `Call`. Members that disagree about anything get a MismatchError
+        schedule; with it, `clip_to_median` scales down whoever's 2-norm is above the median of
+        those that count. `call`: see `Call`. Members that disagree about anything get a MismatchError
         before any data moves. Raises ConfigError for a call that cannot work.
         """
         if staging.lies_elsewhere(src) or staging.lies_elsewhere(dst):
@@ -155,7 +157,9 @@ class Group:
         codec_named(codec)
         given, scale = _normalized(weights, len(self))
         if codec == "topk":
-            return self._all_reduce_topk(source, result, given, scale, options)
+            return self._all_reduce_topk(source, result, given, scale, options, clip_to_median)
+        if clip_to_median:
+            raise ConfigError("clip_to_median goes with the codec topk only", phase="start")
         if schedule != "auto":
             self._permitted(schedule, codec)
         values, finish = result.target()
@@ -428,8 +432,9 @@ class Group:
         return staging.all_reduce(src, dst, start)
 
     def _all_reduce_topk(
-        self, source: Buffer, result: Buffer, weights: list[float], scale: float, call: Call
-    ) -> Work:
+        self, source: Buffer, result: Buffer, weights: list[float], scale: float, call: Call,
+        clip_to_median: bool,
+    ) -> Work:  # fmt: skip
         """Every member's encoding to every member; each adds them up in rank order."""
         values, bring = result.target()
         size = topk.encoded_size(source.size)
@@ -440,11 +445,12 @@ class Group:
             places[self.rank][:size] = np.frombuffer(topk.encode(source.load()), np.uint8)
 
         def finish() -> None:
+            sent = {r: places[r][:size].tobytes() for r, weight in enumerate(weights) if weight}
+            clips = topk.clips_to_median(sent, values) if clip_to_median else {}
             values[:] = 0
-            for rank, weight in enumerate(weights):
-                if weight:
-                    factor = float(np.float32(weight) * np.float32(scale))
-                    topk.decode_add(places[rank][:size].tobytes(), values, factor)
+            for rank, data in sent.items():
+                factor = np.float32(weights[rank]) * np.float32(scale)
+                topk.decode_add(data, values, float(factor * np.float32(clips.get(rank, 1.0))))
             if bring is not None:
                 bring()
 

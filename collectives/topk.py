@@ -11,6 +11,8 @@ The wire form is in native/collective/topk.h.
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from decentral import _native
@@ -42,3 +44,19 @@ def decode_add(data: bytes, out: Array, weight: float = 1.0, *, k: int = K) -> N
     `ProtocolError` where `data` is not the encoding of n values with this k; `out` is untouched.
     """
     _native.topk_decode_add(data, k, weight, out)
+
+
+def clips_to_median(
+    encoded: Mapping[int, bytes], scratch: Array, *, k: int = K
+) -> dict[int, float]:
+    """By rank, the factor in (0, 1] that brings each contribution's 2-norm down to their median.
+
+    `scratch`: fp32, shape [n]; overwritten. The same bits on all members.
+    """
+    norms: dict[int, float] = {}
+    for rank, data in encoded.items():
+        scratch[:] = 0
+        decode_add(data, scratch, k=k)
+        norms[rank] = _native.norm(scratch)
+    median = statistics.median(norms.values())
+    return {rank: min(1.0, median / norm) if norm else 1.0 for rank, norm in norms.items()}

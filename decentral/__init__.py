@@ -22,15 +22,30 @@ if TYPE_CHECKING:
     from decentral.entry import join, start
     from decentral.errors import DecentralError
     from decentral.run import Run
-    from decentral.strategies.diloco import DiLoCo
+    from decentral.strategies import (
+        AsyncDiLoCo,
+        DataParallel,
+        DecoupledDiLoCo,
+        DiLoCo,
+        SparseLoCo,
+        StreamingDiLoCo,
+    )
     from decentral.types import View
 
-__all__ = ["DecentralError", "DiLoCo", "Run", "View", "__version__", "errors", "join", "start"]
+__all__ = [
+    *("AsyncDiLoCo", "DataParallel", "DecentralError", "DecoupledDiLoCo", "DiLoCo", "Run"),
+    *("SparseLoCo", "StreamingDiLoCo", "View", "__version__", "errors", "join", "start"),
+]
 
 _WHERE = {
+    "AsyncDiLoCo": "decentral.strategies",
+    "DataParallel": "decentral.strategies",
     "DecentralError": "decentral.errors",
-    "DiLoCo": "decentral.strategies.diloco",
+    "DecoupledDiLoCo": "decentral.strategies",
+    "DiLoCo": "decentral.strategies",
     "Run": "decentral.run",
+    "SparseLoCo": "decentral.strategies",
+    "StreamingDiLoCo": "decentral.strategies",
     "View": "decentral.types",
     "join": "decentral.entry",
     "start": "decentral.entry",

@@ -164,6 +164,7 @@ class Exchange:
                         round=round,
                         attempt=attempt,
                         tag=self._number,
+                        **self._strategy.reduce_options(),
                     ),
                     lambda error: self._post(ReduceEnded(order, error)),
                 )

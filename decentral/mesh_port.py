@@ -85,12 +85,14 @@ class MeshPort(Protocol):
         leases: tuple[Range, ...],
         *,
         staleness: int = 0,
+        steps: int = 0,
         step_s: float = 0.0,
         tag: str = "",
     ) -> None:
         """This peer's work for `round` is ready to be reduced (again: it replaces the former).
 
-        `staleness`: rounds committed since the work began; `step_s`: the median inner step.
+        `staleness`: rounds committed since the work began; `steps`: inner steps in it; `step_s`:
+        how long one takes (median).
         """
 
     def reduced(self, round: int, attempt: int, state_root: bytes, *, tag: str = "") -> None:
@@ -171,10 +173,12 @@ class Group(Protocol):
         round: int,
         attempt: int,
         tag: int,
+        **options: Any,
     ) -> Work:
         """dst = Σ weight_p · src_p / Σ weight_p, weights in rank order; the same bits for all.
 
-        (round, attempt, tag) name the operation; several may run at once.
+        (round, attempt, tag) name the operation; several may run at once. `options`: those that
+        a strategy asks for.
         """
 
 

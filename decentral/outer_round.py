@@ -144,11 +144,7 @@ class OuterRounds:
     @property
     def held_up(self) -> bool:
         """Whether training waits for the outcome of what was offered."""
-        return (
-            self.ended is None
-            and self.offered is not None
-            and self._pace.waits(self.work.steps)
-        )
+        return self.ended is None and self.offered is not None and self._pace.waits(self.work.steps)
 
     @property
     def asked(self) -> bool:
@@ -212,6 +208,7 @@ class OuterRounds:
             work.tokens,
             leases,
             staleness=self.held.round - work.began_at,
+            steps=work.steps,
             step_s=self._pace.step_s,
             tag=self.tag,
         )
@@ -344,9 +341,7 @@ class OuterRounds:
 
     def settle(self) -> None:
         """Adopt what has arrived, when the strategy's overlap is over."""
-        while self._arrived and self._pace.adopts(
-            self.work.steps, counted=self._arrived[0][1]
-        ):
+        while self._arrived and self._pace.adopts(self.work.steps, counted=self._arrived[0][1]):
             self._adopt(*self._arrived.popleft())
         self._stop_if_current()
 
@@ -382,9 +377,7 @@ class OuterRounds:
         held = adopted[-1][0].held if adopted else self.held
         failpoints.passing("adopt")
         members = len(self.view.members) if self.view is not None else 1
-        start = self._strategy.restart(
-            held.theta[: len(own)], own, progress, members, self._memory
-        )
+        start = self._strategy.restart(held.theta[: len(own)], own, progress, members, self._memory)
         self._anchor.place(held, start, base=start)
         self._carried = None
         for news, counted in adopted:

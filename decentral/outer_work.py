@@ -127,4 +127,3 @@ class Witness(Protocol):
 
     def rolls_back(self, lineage: str, entry: RollbackEntry) -> None:
         """The run has agreed to go back."""
-

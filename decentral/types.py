@@ -89,6 +89,8 @@ class Contribution:
     staleness: int = 0
     """Rounds of its tag that were committed between the start of this work and the round that
     counts it: 0 for work that began at the state which the round changes."""
+    steps: int = 0
+    """Inner optimizer steps that it holds; 0: not said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

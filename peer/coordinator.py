@@ -247,7 +247,11 @@ class Coordinator:
         for peer in participants:
             offer = self.offers[peer]
             one = Contribution(
-                peer=peer, tokens=offer.tokens, leases=offer.leases, staleness=offer.staleness
+                peer=peer,
+                tokens=offer.tokens,
+                leases=offer.leases,
+                staleness=offer.staleness,
+                steps=offer.steps,
             )
             if state.ledger.allows(one):
                 contributions.append(one)

@@ -157,7 +157,10 @@ def take_ranges(raw: Any) -> tuple[Range, ...]:
 
 
 def put_contributions(contributions: tuple[Contribution, ...]) -> list[list[Any]]:
-    return [[one.peer, one.tokens, one.staleness, put_ranges(one.leases)] for one in contributions]
+    return [
+        [one.peer, one.tokens, one.staleness, one.steps, put_ranges(one.leases)]
+        for one in contributions
+    ]
 
 
 _tokens = _integer_to(MAX_TOKENS)
@@ -166,12 +169,13 @@ _tokens = _integer_to(MAX_TOKENS)
 def take_contributions(raw: Any) -> tuple[Contribution, ...]:
     found = []
     for one in items(raw, MAX_MEMBERS):
-        peer, tokens, staleness, leases = row(one, 4)
+        peer, tokens, staleness, steps, leases = row(one, 5)
         found.append(
             Contribution(
                 peer=take_peer(peer),
                 tokens=_tokens(tokens),
                 staleness=_integer(staleness),
+                steps=_integer(steps),
                 leases=take_ranges(leases),
             )
         )

@@ -276,6 +276,7 @@ class Offer:
     ready: Flag
     tokens: Tokens
     staleness: Int
+    steps: Int
     leases: Ranges
     step_ms: Int
     """Median inner step of its trainer; 0: not known."""

@@ -87,6 +87,8 @@ class Contribute:
     step_s: float = 0.0
     """Median inner step of this trainer: who is called hung depends on it. 0: not known."""
     tag: str = ""
+    steps: int = 0
+    """Inner steps in this work."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,7 @@ class Rounds:
             ready=ready,
             tokens=mine.tokens if mine else 0,
             staleness=mine.staleness if mine else 0,
+            steps=mine.steps if mine else 0,
             leases=mine.leases if mine else (),
             step_ms=round(1000 * mine.step_s) if mine else self._step_ms,
             attempt_seen=self.attempt_seen,
@@ -239,9 +240,10 @@ class Rounds:
     def ours(self, counted: Contribution) -> bool:
         """Whether this is the very work that waits here to be counted."""
         one = self.contribution
-        return one is not None and (one.tokens, one.staleness, one.leases) == (
+        return one is not None and (one.tokens, one.staleness, one.steps, one.leases) == (
             counted.tokens,
             counted.staleness,
+            counted.steps,
             counted.leases,
         )
 

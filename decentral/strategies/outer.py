@@ -1,6 +1,6 @@
 """The outer optimization that all strategies share: averaged pseudo-gradients and Nesterov momentum.
 
-    b ← μ b + Δ;  θ ← θ − η (Δ + μ b)      PyTorch's form; μ = 0 is plain SGD
+b ← μ b + Δ;  θ ← θ − η (Δ + μ b)      PyTorch's form; μ = 0 is plain SGD
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ class OuterOptimization:
     contributed when it is back. Needs samples: more than H steps' worth only come without ids."""
 
     def __post_init__(self) -> None:
-        _whole("sync_every", self.sync_every, 1)
-        _within("outer_lr", self.outer_lr, 0, 10, open_below=True)
+        whole("sync_every", self.sync_every, 1)
+        within("outer_lr", self.outer_lr, 0, 10, open_below=True)
         if not 0 <= self.outer_momentum < 1:
             raise ConfigError(f"outer_momentum is in [0, 1), not {self.outer_momentum!r}")
-        _one_of("codec", self.codec, CODECS)
+        one_of("codec", self.codec, CODECS)
         if self.error_feedback is not None:
-            _within("error_feedback", self.error_feedback, 0, 1)
-        _one_of("weights", self.weights, WEIGHTS)
-        _whole("min_contributors", self.min_contributors, 0)
-        _within("grace_s", self.grace_s, 0, 3600)
+            within("error_feedback", self.error_feedback, 0, 1)
+        one_of("weights", self.weights, WEIGHTS)
+        whole("min_contributors", self.min_contributors, 0)
+        within("grace_s", self.grace_s, 0, 3600)
         if self.grace_s and not self.min_contributors:
             raise ConfigError("grace_s says how long to wait beyond min_contributors: give both")
-        _within("staleness_power", self.staleness_power, 0, 10)
-        _whole("steps_alone", self.steps_alone, 0)
+        within("staleness_power", self.staleness_power, 0, 10)
+        whole("steps_alone", self.steps_alone, 0)
 
     # ------------------------------------------------------------------ when
 
@@ -145,17 +145,20 @@ def average_buffers(layout: Layout, held: HeldState, delta: Array, theta: Array)
     theta[layout.exchanged :] = held.theta[layout.exchanged :]
 
 
-def _whole(name: str, value: Any, least: int) -> None:
+# ------------------------------------------------------------------ options
+
+
+def whole(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         wanted = "0 or more" if least == 0 else f"at least {least}"
         raise ConfigError(f"{name} is {wanted}, not {value!r}")
 
 
-def _within(name: str, value: float, low: float, high: float, *, open_below: bool = False) -> None:
+def within(name: str, value: float, low: float, high: float, *, open_below: bool = False) -> None:
     if not low <= value <= high or (open_below and value == low):
         raise ConfigError(f"{name} is in {'(' if open_below else '['}{low}, {high}], not {value!r}")
 
 
-def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} is one of {', '.join(choices)}, not {value!r}")

@@ -284,10 +284,11 @@ class Mesh:
         leases: tuple[Range, ...],
         *,
         staleness: int = 0,
+        steps: int = 0,
         step_s: float = 0.0,
         tag: str = "",
     ) -> None:
-        work = protocol.Contribute(round, tokens, leases, staleness, step_s, tag)
+        work = protocol.Contribute(round, tokens, leases, staleness, step_s, tag, steps)
         self._loop.call(self._node.feed, work)
 
     def reduced(self, round: int, attempt: int, state_root: bytes, *, tag: str = "") -> None:

@@ -77,6 +77,7 @@ class FakeMesh:
         leases: tuple[Range, ...],
         *,
         staleness: int = 0,
+        steps: int = 0,
         step_s: float = 0.0,
         tag: str = "",
     ) -> None:

@@ -10,9 +10,14 @@ import decentral
 
 def test_the_surface_is_pinned():
     assert decentral.__all__ == [
+        "AsyncDiLoCo",
+        "DataParallel",
         "DecentralError",
+        "DecoupledDiLoCo",
         "DiLoCo",
         "Run",
+        "SparseLoCo",
+        "StreamingDiLoCo",
         "View",
         "__version__",
         "errors",

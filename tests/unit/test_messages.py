@@ -40,7 +40,7 @@ MESSAGES: list[Any] = [
     m.Start(LINEAGE, 3, "head", 4, 1, (A, B), ROUND.contributions),
     m.Failed(LINEAGE, "", 3, 1, 1, None, "no"),
     m.Offer(
-        *(LINEAGE, 3, "head", True, 4, True, 9, 2, (Range(1, 5),), 40, 1),
+        *(LINEAGE, 3, "head", True, 4, True, 9, 2, 7, (Range(1, 5),), 40, 1),
         *((B,), True, 3, bytes(32), 2, (1, 2), ""),
     ),
     m.Enter(LINEAGE, 3, (("", 4, bytes(32)), ("head", 2, bytes(32)))),

@@ -342,7 +342,8 @@ def test_one_module_goes_back(tmp_path: Path):
             hub._state["b"] = run._rounds["b"].held.state
             hub._state["b"] = type(hub._state["b"])(round=1, tensors={}, root=first["b1"])
             hub.tell_all(entry)
-            run._loop.drain()
+            while run.rounds["b"] != 1:
+                run._loop.wait_for_news()
             went.append(run.rounds)
 
     train(run, look)

@@ -82,6 +82,7 @@ def test_updates_lead_from_an_older_state_to_the_committed_one() -> None:
     cluster, run = joiner(
         [StateArrived(mesh.held[0]), arrival(mesh, 2), arrival(mesh, 2), arrival(mesh, 3)], 3
     )
+    run._loop.begin()
     run._loop.wait_until_current()
     assert [state.root for state in cluster.meshes[0].held] == [s.root for s in mesh.held]
     assert cluster.meshes[0].refused_updates == []
@@ -92,6 +93,7 @@ def test_an_update_that_leads_elsewhere_is_refused_and_nothing_is_applied() -> N
     cluster, run = joiner(
         [StateArrived(mesh.held[0]), arrival(mesh, 2, spoil=1.0), arrival(mesh, 2)], 2
     )
+    run._loop.begin()
     run._loop.wait_until_current()
     assert cluster.meshes[0].refused_updates == [2]
     assert [state.root for state in cluster.meshes[0].held] == [s.root for s in mesh.held[:2]]

@@ -124,6 +124,7 @@ class Forger:
                 peer=peer,
                 tokens=self.rng.choice((1, 1001, 1 << 40)),
                 staleness=self.rng.randrange(3),
+                steps=self.rng.randrange(3),
                 leases=self.scene.state.ledger.granted(peer)[:1],
             )
             for peer in self.scene.state.view.members
