@@ -201,6 +201,7 @@ class FakeGroup:
         round: int,
         attempt: int,
         tag: int,
+        **options: Any,
     ) -> FakeWork:
         exchange = self._cluster.exchange(round, attempt, len(self._view.members))
         return exchange.enter(self._view.rank(self._me), src, dst, weights)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from fake_mesh import Cluster, FakeMesh
 
+from decentral.mesh_port import Order
 from decentral.options import RunOptions
 from decentral.peer.protocol import Committed, RoundEntry, StartReduce
 from decentral.run import Run
-from decentral.strategies import DiLoCo
+from decentral.strategies import DiLoCo, Strategy
 from decentral.types import Contribution, Range
 
 
@@ -42,12 +44,14 @@ def make_run(
     sync_every: int = 3,
     lr: float = 0.1,
     steps_alone: int = 0,
+    strategy: Strategy | None = None,
+    model: torch.nn.Module | None = None,
     **options,
 ) -> Run:
     torch.manual_seed(index)
-    model = torch.nn.Linear(1, 1)
+    model = model if model is not None else torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    strategy = DiLoCo(
+    strategy = strategy or DiLoCo(
         sync_every=sync_every, outer_lr=1.0, outer_momentum=0.0, steps_alone=steps_alone
     )
     options.setdefault("rounds", 4)
@@ -98,6 +102,31 @@ def weights(run: Run) -> np.ndarray:
 FRESH_LEASE = (Range(100, 106),)
 
 
+class _Probe:
+    """An order that says nothing but when it is its turn."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Event()
+
+    @property
+    def tag(self) -> str:
+        self.turn.set()
+        return ""
+
+
+def taken_in(on_order: Callable[[Order], None]) -> Callable[[Order], None]:
+    """The same, but whatever it leads to has reached the user's inbox when it returns."""
+
+    def order(one: Order) -> None:
+        on_order(one)
+        if threading.current_thread().name != "decentral outer":
+            probe: Any = _Probe()
+            on_order(probe)
+            assert probe.turn.wait(30)
+
+    return order
+
+
 class Script(Cluster):
     """A mesh of one whose orders the test writes itself."""
 
@@ -106,6 +135,10 @@ class Script(Cluster):
         self.mesh: FakeMesh = self.meshes[0]
         self.offers: list[tuple[int, int, tuple[Range, ...]]] = []
         self.on_offer: Callable[[int], None] = lambda round: None
+
+    def started(self, mesh, state) -> None:
+        mesh.order = taken_in(mesh.order)
+        super().started(mesh, state)
 
     def contributed(self, mesh, round, tokens, leases) -> None:
         self.offers.append((round, tokens, leases))
