@@ -27,9 +27,11 @@ MAX_TOKENS = 2**62
 
 
 def pack_update(round: int, mean: Array, codec: str, tokens: int) -> CommittedState:
-    """A copy that outlives `mean`, hashed like a state."""
+    """A copy that outlives `mean`, hashed like a state. `codec`: the run's; what its sums travel as
+    is tried first."""
     from decentral import _native
 
+    codec = {name: final for name, *_, final in _native.codecs()}.get(codec, "fp32")
     data = np.empty(_native.encoded_size(codec, mean.size), np.uint8)
     _native.encode_into(codec, mean, data)
     back = np.empty_like(mean)

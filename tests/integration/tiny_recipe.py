@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 
 import decentral
+from decentral import strategies
 from decentral.recipes import Recipe, Task
+from decentral.strategies import Strategy
 
 STEP_S = float(os.environ.get("TINY_STEP_S", "0.05"))
 STEPS = int(os.environ.get("TINY_STEPS", "10"))
@@ -40,6 +42,19 @@ def loss_fn(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return ((model(batch[:, :1]) - batch[:, 1:]) ** 2).mean()
 
 
+def strategy() -> Strategy:
+    if "TINY_STRATEGY" in os.environ:
+        made: Strategy = eval(os.environ["TINY_STRATEGY"], vars(strategies))
+        return made
+    return decentral.DiLoCo(
+        sync_every=STEPS,
+        outer_momentum=0.6,
+        codec=os.environ.get("TINY_CODEC", "fp32"),
+        min_contributors=int(os.environ.get("TINY_K", "0")),
+        grace_s=float(os.environ.get("TINY_GRACE_S", "0")),
+    )
+
+
 def recipe() -> Recipe:
     return Recipe(name="tiny", version="1", build=build)
 
@@ -55,13 +70,7 @@ def build(seed: int) -> Task:
     return Task(
         model=model,
         optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3),
-        strategy=decentral.DiLoCo(
-            sync_every=STEPS,
-            outer_momentum=0.6,
-            codec=os.environ.get("TINY_CODEC", "fp32"),
-            min_contributors=int(os.environ.get("TINY_K", "0")),
-            grace_s=float(os.environ.get("TINY_GRACE_S", "0")),
-        ),
+        strategy=strategy(),
         dataset=Line(),
         batch_size=4,
         loss_fn=loss_fn,
