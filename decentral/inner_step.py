@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from decentral.compute import StepResult
 from decentral.errors import ConfigError
 from decentral.schedule import Progress, Schedule, constant
+
+if TYPE_CHECKING:
+    from decentral.types import Array
 
 
 @dataclass(slots=True)
@@ -79,6 +82,29 @@ class InnerStep:
         for optimizer in self._optimizers:
             optimizer.state.clear()
             optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Array]:
+        """Copies of the optimizers' tensors, fp32, by "optimizer/parameter/name"."""
+        found: dict[str, Array] = {}
+        for i, optimizer in enumerate(self._optimizers):
+            for j, values in optimizer.state_dict()["state"].items():
+                for name, value in values.items():
+                    if isinstance(value, torch.Tensor):
+                        copy = value.detach().to("cpu", torch.float32, copy=True)
+                        found[f"{i}/{j}/{name}"] = copy.contiguous().numpy()
+        return found
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Go on from what `state` gave, if it is of the same optimizers and parameters."""
+        loaded: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self._optimizers]
+        for key, value in state.items():
+            i, j, name = key.split("/", 2)
+            if int(i) < len(loaded):
+                loaded[int(i)].setdefault(int(j), {})[name] = torch.from_numpy(value.copy())
+        for optimizer, values in zip(self._optimizers, loaded, strict=True):
+            known = optimizer.state_dict()
+            if values.keys() <= {j for group in known["param_groups"] for j in group["params"]}:
+                optimizer.load_state_dict({**known, "state": values})
 
     def _step(self) -> bool:
         """Whether the GradScaler skipped it."""

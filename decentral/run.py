@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from decentral import failpoints
-from decentral.checkpoint import load_latest
+from decentral.checkpoint import Own, load_latest
 from decentral.compute import Inner, Tensors
 from decentral.data import Dataset, LeasedData, check_dataset
 from decentral.errors import ConfigError, ContributionError
@@ -44,6 +44,8 @@ from decentral.witness import WitnessLog
 
 if TYPE_CHECKING:
     import torch
+
+    from decentral.types import Array
 
 LEAVE_TIMEOUT_S = 10.0
 
@@ -91,6 +93,7 @@ class Run:
         self._steps = 0
         self._samples_seen = 0
         self._begun = False
+        self._kept: dict[str, Own] = {}  # from disk, until it is clear whether it still counts
         self._lifetime = Lifetime(self.close)
 
     def _outer_rounds(self, tag: str, tensors: Tensors, make_group: GroupFactory) -> OuterRounds:
@@ -363,6 +366,9 @@ class Run:
                 self._witnesses[tag].applied(None, outer.held, self._lineage)
         for tag, held in resumed.items():
             outer = self._rounds[tag]
+            if held is not None and outer.held.root == held.root:
+                # The run goes on from that very state: whatever was counted since is not in it.
+                self._recall(tag, self._kept.pop(tag, {}))
             if held is not None and held.meta.complete and outer.ended is None:
                 outer.ended = f"the run had already reached its end at round {held.round}"
         self._report_end()
@@ -401,6 +407,7 @@ class Run:
         for error in loaded.passed_over:
             self._reporters[tag].fault("checkpoint", error)
         held = unseal(layout, loaded.state)
+        self._kept[tag] = loaded.own
         for name in ("target_rounds", "target_tokens"):
             asked, has = getattr(self._target(), name), getattr(held.meta, name)
             if asked and asked != has:
@@ -429,7 +436,8 @@ class Run:
     def _adopted(self, tag: str, adoption: Adoption | None, held: HeldState) -> None:
         failpoints.passing("adopted")
         reporter = self._reporters[tag]
-        reporter.adopted(held, adoption.view.lineage if adoption is not None else "")
+        lineage = adoption.view.lineage if adoption is not None else ""
+        reporter.adopted(held, lineage, lambda: self._own(tag))
         self._witnesses[tag].applied(adoption, held, self._lineage)
         extra: dict[str, Any] = {}
         if adoption is not None:
@@ -440,6 +448,20 @@ class Run:
                         extra |= callback(self)
             reporter.round(adoption, extra)
         self._report_end(extra)
+
+    def _own(self, tag: str) -> dict[str, Array]:
+        """What this peer alone needs to go on from here: kept with the tag's checkpoints, and the
+        inner optimizer with those of the first."""
+        own = self._rounds[tag].private()
+        if self._options.keep_inner and self._rounds[tag] is self._outer:
+            own |= {f"inner/{name}": array for name, array in self._inner.state().items()}
+        return own
+
+    def _recall(self, tag: str, own: Own) -> None:
+        self._rounds[tag].recall(own)
+        inner = {k.removeprefix("inner/"): v for k, v in own.items() if k.startswith("inner/")}
+        if inner and self._options.keep_inner:
+            self._inner.load(inner)
 
     def _report_end(self, extra: Mapping[str, Any] | None = None) -> None:
         if self.finished is None:

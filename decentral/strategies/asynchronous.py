@@ -83,6 +83,7 @@ class AsyncDiLoCo(OuterOptimization):
         momentum = memory.setdefault("eager", np.zeros_like(own))
         momentum *= np.float32(self.outer_momentum)
         momentum += progress
-        share = np.float32(self.outer_lr / members)
-        start: Array = theta - share * (own + np.float32(self.outer_momentum) * momentum)
-        return start
+        share = momentum * np.float32(self.outer_momentum)
+        share += own
+        share *= np.float32(self.outer_lr / members)
+        return theta - share
