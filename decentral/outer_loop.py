@@ -147,9 +147,13 @@ class OuterLoop:
         for one in self._rounds.values():
             one.resume()
 
-    def close(self) -> None:
-        """No buffer is borrowed by an all-reduce when this returns. Idempotent."""
+    def withdraw(self) -> None:
+        """No buffer is borrowed by an all-reduce when this returns, nor ever again."""
         self._close("the trainer has stopped")
+
+    def close(self) -> None:
+        """Nothing is taken in any more. Idempotent."""
+        self.withdraw()
         self._orders.put(None)
         if self._thread.is_alive():
             self._thread.join(_STOP_S)

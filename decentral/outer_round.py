@@ -123,6 +123,12 @@ class OuterRounds:
     def _newest(self) -> HeldState | None:
         return self._arrived[-1][0].held if self._arrived else self._anchor.held
 
+    @property
+    def unadopted(self) -> HeldState | None:
+        """A newer committed state than the one that was adopted last."""
+        tip, held = self.exchange.tip, self._anchor.held
+        return tip if tip is not None and held is not None and tip.round > held.round else None
+
     def take(self, held: HeldState, *, write: bool) -> None:
         """Start from this state: a founder's own, or one from disk."""
         self.exchange.take(held)

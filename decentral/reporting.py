@@ -137,6 +137,11 @@ class Reporter:
         """Something that training survives."""
         self._mesh.emit({"event": "fault", "kind": kind, "peer": error.peer, "says": error.says})
 
+    def flush(self) -> None:
+        """What is to be on disk is there when this returns, or has failed."""
+        if self._checkpointer is not None:
+            self._checkpointer.flush()
+
     def close(self) -> None:
         if self._checkpointer is not None:
             self._checkpointer.close()

@@ -305,13 +305,21 @@ class Run:
         if not self._lifetime.end():
             return
         try:
-            self._loop.close()
+            self._loop.withdraw()
             for reporter in self._reporters.values():
-                reporter.close()
+                reporter.flush()
             if self._begun:
                 failpoints.passing("leave")
                 self.mesh.leave(self.finished or reason, LEAVE_TIMEOUT_S)
+            self._loop.close()
+            for tag, reporter in self._reporters.items():
+                # A round may have been committed since the model took one in: others count on it.
+                tip = self._rounds[tag].unadopted
+                if tip is not None:
+                    reporter.adopted(tip, "", dict)
+                reporter.close()
         finally:
+            self._loop.close()
             self.mesh.close()
 
     def __enter__(self) -> Self:
