@@ -11,9 +11,10 @@ import torch
 from fake_mesh import Cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leased_batches import batches_of
 from tiny_run import loss_of, make_run
 
-from decentral.data import LeasedData, Shards, check_dataset, source_of
+from decentral.data import Shards, check_dataset, source_of
 from decentral.data.streams import Cursor, StreamSamples
 from decentral.errors import ConfigError
 from decentral.leases import LeaseBook
@@ -292,30 +293,6 @@ def test_whatever_happens_committed_samples_are_whole_epochs(steps, share, sizes
     expected = everything if kind != "one" else range(n)
     assert ledger.next % n == 0
     assert committed == Counter(dict.fromkeys(expected, epochs))
-
-
-def batches_of(dataset, book, leases, *, num_workers: int, batch_size: int = 4):
-    def refill() -> bool:
-        book.stepped()
-        book.counted(book.used)
-        book.grant(leases.pop(0) if leases else ())
-        return bool(book.granted)
-
-    state = {"over": False}
-
-    def more() -> bool:
-        state["over"] = not refill()
-        return not state["over"]
-
-    return LeasedData(
-        dataset,
-        book,
-        batch_size=batch_size,
-        seed=5,
-        num_workers=num_workers,
-        refill=more,
-        finished=lambda: state["over"],
-    )
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
