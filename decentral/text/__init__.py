@@ -7,7 +7,7 @@ for batch in run.data(dataset, batch_size=32, num_workers=2):    # int64 [32, 25
     ...
 
 documents      Folder, JsonLines, SavedDataset                           sources.py, saved.py
-pieces         a document in parts of some 16 KiB, and their token counts     index.py
+pieces         a document in parts of some 4 KiB, and their token counts      index.py
 windows        of context + 1 tokens, tokenized by whoever reads one          windows.py
 """
 

@@ -26,10 +26,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from decentral.errors import ConfigError, DiskError
-from decentral.text.sources import Source
+from decentral.text.sources import Source, Where
 from decentral.text.tokenizers import Tokenizer
 
-BYTES_PER_PIECE = 25
+BYTES_PER_PIECE = 33
 _VERSION = "1"
 """Of how text is cut and packed: another one gives other windows."""
 
@@ -41,6 +41,8 @@ class Index:
     parts: NDArray[np.uint32]
     starts: NDArray[np.uint64]
     sizes: NDArray[np.uint32]
+    skips: NDArray[np.uint32]
+    lengths: NDArray[np.uint32]
     ends: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     """[pieces + 1]"""
@@ -48,6 +50,10 @@ class Index:
     @property
     def tokens(self) -> int:
         return int(self.offsets[-1])
+
+    def where(self, piece: int) -> Where:
+        columns = (self.parts, self.starts, self.sizes, self.skips, self.lengths)
+        return Where(*(int(column[piece]) for column in columns))
 
     def piece_of(self, token: int) -> int:
         return int(np.searchsorted(self.offsets, token, side="right")) - 1
@@ -71,18 +77,20 @@ class Sources:
                 known.update(f"{len(name)} {part.size} {stamp} ".encode() + name)
         return known.hexdigest()[:16]
 
-    def read(self, part: int, start: int, size: int) -> bytes:
-        which = bisect_right(self._stops, part)
+    def read(self, where: Where) -> bytes:
+        which = bisect_right(self._stops, where.part)
         source = self._sources[which]
-        return source.read(part - (self._stops[which] - len(source.parts)), start, size)
+        first = self._stops[which] - len(source.parts)
+        return source.read(where._replace(part=where.part - first))
 
     def index(self, tokenizer: Tokenizer, max_pieces: int) -> Index:
         """One pass. A ConfigError before it would hold more than `max_pieces`."""
         parts, starts, sizes = array("I"), array("Q"), array("I")
+        skips, lengths = array("I"), array("I")
         ends, offsets = array("B"), array("q", [0])
         total, first = 0, 0
         for source in self._sources:
-            for piece in source.pieces():
+            for where, ends_here, text in source.pieces():
                 if len(parts) >= max_pieces:
                     raise ConfigError(
                         f"the text has more than {max_pieces} pieces, whose index would take over "
@@ -90,24 +98,25 @@ class Sources:
                         "or train on less of it",
                         phase="text",
                     )
-                if piece.text is None and tokenizer.bytewise:
-                    count = piece.size
+                if text is None and tokenizer.bytewise:
+                    count = where.length
                 else:
-                    text = piece.text
-                    if text is None:
-                        text = source.read(piece.part, piece.start, piece.size)
-                    count = len(tokenizer.encode(text))
-                total += count + piece.ends
-                parts.append(first + piece.part)
-                starts.append(piece.start)
-                sizes.append(piece.size)
-                ends.append(piece.ends)
+                    count = len(tokenizer.encode(source.read(where) if text is None else text))
+                total += count + ends_here
+                parts.append(first + where.part)
+                starts.append(where.start)
+                sizes.append(where.size)
+                skips.append(where.skip)
+                lengths.append(where.length)
+                ends.append(ends_here)
                 offsets.append(total)
             first += len(source.parts)
         return Index(
             np.frombuffer(parts, np.uint32),
             np.frombuffer(starts, np.uint64),
             np.frombuffer(sizes, np.uint32),
+            np.frombuffer(skips, np.uint32),
+            np.frombuffer(lengths, np.uint32),
             np.frombuffer(ends, np.uint8),
             np.frombuffer(offsets, np.int64),
         )
@@ -147,7 +156,6 @@ def _load(path: Path) -> Index | None:
     except (OSError, SafetensorError, TypeError):
         return None
     pieces = len(index.parts)
-    whole = len(index.offsets) == pieces + 1 and all(
-        len(column) == pieces for column in (index.starts, index.sizes, index.ends)
-    )
+    columns = (index.starts, index.sizes, index.skips, index.lengths, index.ends)
+    whole = len(index.offsets) == pieces + 1 and all(len(one) == pieces for one in columns)
     return index if whole else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from decentral.errors import ConfigError
 from decentral.text.optional import need
-from decentral.text.sources import Part, Piece, changed
+from decentral.text.sources import Part, Piece, Where, cut_text, text_at
 
 _ROWS = 1000
 """Read at a time while counting."""
@@ -49,13 +49,11 @@ class SavedDataset:
         for first in range(0, len(self._dataset), _ROWS):
             rows = self._dataset[first : first + _ROWS][self._column]
             for row, text in enumerate(rows, first):
-                if encoded := self._encoded(text, row):
-                    yield Piece(0, row, 1, True, encoded)
+                yield from cut_text(self._encoded(text, row), 0, row, 1)
 
-    def read(self, part: int, start: int, size: int) -> bytes:
-        if start >= len(self._dataset):
-            raise changed(str(self._path))
-        return self._encoded(self._dataset[start][self._column], start)
+    def read(self, where: Where) -> bytes:
+        document = self._encoded(self._dataset[where.start][self._column], where.start)
+        return text_at(where, document, str(self._path))
 
     def _encoded(self, text: Any, row: int) -> bytes:
         if not isinstance(text, str):

@@ -1,9 +1,8 @@
 """Where documents are: files of text, lines of JSON.
 
-A document is found in *pieces*: byte ranges that can be read alone.
+A document is found in *pieces* of its text, which are read and tokenized one at a time:
 
-    book.txt   ├── 16 KiB ──┼── 16 KiB ──┼─ 9 KiB ─┤   cut after a line, or at least a character
-    a.jsonl    ├ line ┼── line ──┼ line ┤              each is a document
+    document   ├── 4 KiB ──┼── 4 KiB ──┼─ 1 KiB ─┤     cut after a line, or at least a character
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 from decentral.errors import ConfigError
 
-PIECE = 16 * 1024
-"""Bytes of text that are tokenized at a time: enough to tokenize well, little to do twice when a
-window needs a part of it only."""
-_MARGIN = 4096
+PIECE = 4096
+"""Bytes of text that are tokenized at a time. A window that needs a few of them costs all of them,
+and no token reaches from one piece into the next."""
+_MARGIN = 1024
 """Bytes before the end of a piece that are searched for the end of a line."""
 MAX_LINE = 64 * 1024 * 1024
 """Bytes of a line of JSON."""
@@ -34,15 +33,24 @@ class Part(NamedTuple):
     modified_ns: int
 
 
-class Piece(NamedTuple):
+class Where(NamedTuple):
+    """Of a piece of text."""
+
     part: int
     start: int
     size: int
-    """`read(part, start, size)` gives its text; what the numbers count is the source's own."""
+    """What these two count is the source's own: bytes of a file, rows."""
+    skip: int
+    length: int
+    """Bytes of the text that is found there."""
+
+
+class Piece(NamedTuple):
+    where: Where
     ends: bool
     """Whether a document ends with it."""
     text: bytes | None
-    """Where it had to be read anyway; else it has `size` bytes."""
+    """Where it had to be read anyway."""
 
 
 class Source(Protocol):
@@ -52,7 +60,7 @@ class Source(Protocol):
 
     def pieces(self) -> Iterator[Piece]: ...
 
-    def read(self, part: int, start: int, size: int) -> bytes:
+    def read(self, where: Where, /) -> bytes:
         """UTF-8 text."""
         ...
 
@@ -109,16 +117,17 @@ class Folder:
     def pieces(self) -> Iterator[Piece]:
         for number, part in enumerate(self.parts):
             if 0 < part.size <= PIECE:
-                yield Piece(number, 0, part.size, True, None)
+                yield Piece(Where(number, 0, part.size, 0, part.size), True, None)
             elif part.size:
                 with self._files.paths[number].open("rb") as file:
                     yield from _cut(file, number, part)
 
-    def read(self, part: int, start: int, size: int) -> bytes:
-        return self._files.bytes_at(part, start, size)
+    def read(self, where: Where) -> bytes:
+        return self._files.bytes_at(where.part, where.start, where.size)
 
 
 def _cut(file: BinaryIO, number: int, part: Part) -> Iterator[Piece]:
+    """The pieces of a file, of which no more is read than the places to cut at."""
     start = 0
     while part.size - start > PIECE:
         file.seek(start + PIECE - _MARGIN)
@@ -126,9 +135,29 @@ def _cut(file: BinaryIO, number: int, part: Part) -> Iterator[Piece]:
         if len(tail) != _MARGIN:
             raise changed(part.name)
         size = PIECE - _MARGIN + _good_cut(tail)
-        yield Piece(number, start, size, False, None)
+        yield Piece(Where(number, start, size, 0, size), False, None)
         start += size
-    yield Piece(number, start, part.size - start, True, None)
+    size = part.size - start
+    yield Piece(Where(number, start, size, 0, size), True, None)
+
+
+def cut_text(text: bytes, part: int, start: int, size: int) -> Iterator[Piece]:
+    """The pieces of a document that is in memory."""
+    skip = 0
+    while skip < len(text):
+        length = len(text) - skip
+        if length > PIECE:
+            length = PIECE - _MARGIN + _good_cut(text[skip + PIECE - _MARGIN : skip + PIECE])
+        upto = skip + length
+        yield Piece(Where(part, start, size, skip, length), upto == len(text), text[skip:upto])
+        skip = upto
+
+
+def text_at(where: Where, document: bytes, name: str) -> bytes:
+    text = document[where.skip : where.skip + where.length]
+    if len(text) != where.length:
+        raise changed(name)
+    return text
 
 
 def _good_cut(tail: bytes) -> int:
@@ -161,12 +190,15 @@ class JsonLines:
                         raise ConfigError(
                             f"{where}: a line is longer than {MAX_LINE} bytes", phase="text"
                         )
-                    if line.strip() and (text := self._text(line, number, start)):
-                        yield Piece(number, start, len(line), True, text)
+                    if line.strip():
+                        text = self._text(line, number, start)
+                        yield from cut_text(text, number, start, len(line))
                     start += len(line)
 
-    def read(self, part: int, start: int, size: int) -> bytes:
-        return self._text(self._files.bytes_at(part, start, size), part, start)
+    def read(self, where: Where) -> bytes:
+        line = self._files.bytes_at(where.part, where.start, where.size)
+        document = self._text(line, where.part, where.start)
+        return text_at(where, document, self.parts[where.part].name)
 
     def _text(self, line: bytes, part: int, start: int) -> bytes:
         where = f"{self.parts[part].name}, byte {start}"

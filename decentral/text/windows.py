@@ -20,9 +20,9 @@ from decentral.text.index import Sources
 from decentral.text.sources import Source, changed
 from decentral.text.tokenizers import Tokenizer, load_tokenizer
 
-MAX_PIECES = 40_000_000
-"""About a gigabyte of index; 600 GB of long documents, or as many short ones."""
-_KEPT = 16
+MAX_PIECES = 30_000_000
+"""About a gigabyte of index: for 100 GB of long documents, or less of short ones."""
+_KEPT = 32
 """Tokenized pieces that each process remembers."""
 
 
@@ -103,10 +103,7 @@ class TextWindows:
 
     def _tokenized(self, piece: int) -> NDArray[np.int64]:
         index = self._index
-        text = self._sources.read(
-            int(index.parts[piece]), int(index.starts[piece]), int(index.sizes[piece])
-        )
-        tokens = self._tokenizer.encode(text)
+        tokens = self._tokenizer.encode(self._sources.read(index.where(piece)))
         if index.ends[piece]:
             tokens = np.append(tokens, self._tokenizer.separator)
         if len(tokens) != index.offsets[piece + 1] - index.offsets[piece]:

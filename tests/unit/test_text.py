@@ -106,7 +106,7 @@ def test_windows_are_the_whole_text_whatever_its_pieces(documents, context, as_j
             write(root, {f"{n}.txt": text for n, text in enumerate(documents)})
             source = Folder(root)
         pieces = list(source.pieces())
-        read = [source.read(one.part, one.start, one.size) for one in pieces]
+        read = [source.read(one.where) for one in pieces]
         for text in read:
             text.decode()  # no cut is inside a character
         contents = [text.encode() for text in documents if text]
@@ -140,9 +140,9 @@ def test_windows_are_the_whole_text_whatever_its_pieces(documents, context, as_j
 def test_long_lines_are_cut_between_words_and_binary_files_somewhere(tmp_path):
     write(tmp_path, {"a.txt": b"word " * 10_000, "b.txt": bytes([0x80]) * 50_000})
     folder = Folder(tmp_path)
-    cut = [one for one in folder.pieces() if one.part == 0]
-    assert all(folder.read(0, one.start, one.size).startswith(b" word") for one in cut[1:])
-    assert sum(one.size for one in folder.pieces()) == 100_000
+    cut = [one.where for one in folder.pieces() if one.where.part == 0]
+    assert all(folder.read(where).startswith(b" word") for where in cut[1:])
+    assert sum(one.where.size for one in folder.pieces()) == 100_000
 
 
 def test_several_sources_follow_one_another(tmp_path):
