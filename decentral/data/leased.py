@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from decentral.data.sources import Source, check_dataset, source_of
+from decentral.data.streams import StreamSamples
 from decentral.errors import DecentralError
 from decentral.leases import LeaseBook, Ranges, from_ids
 
@@ -121,5 +122,14 @@ def _torch_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         collate_fn=collate,
+        worker_init_fn=_all_of_it if isinstance(samples, StreamSamples) else None,
     )
     return loader  # type: ignore[no-any-return]
+
+
+def _all_of_it(worker: int) -> None:
+    """In a worker process. Many iterable datasets give each of torch's workers another part of
+    themselves; here ids say who reads what, so they must not know that they are in one."""
+    from torch.utils.data._utils import worker as this_one
+
+    this_one._worker_info = None

@@ -305,6 +305,41 @@ def test_workers_read_streams(num_workers):
         assert seen == expected
 
 
+def test_streams_that_split_themselves_among_workers_are_read_whole():
+    class Splits:
+        def __iter__(self):
+            info = torch.utils.data.get_worker_info()
+            first, step = (0, 1) if info is None else (info.id, info.num_workers)
+            return iter(range(first, 40, step))
+
+    class One:
+        num_shards = 1
+
+        def shard(self, num_shards: int, index: int):
+            return Splits()
+
+    data = batches_of(One(), LeaseBook(), [(Range(0, 40),)], num_workers=2)
+    assert [int(sample) for batch in data for sample in batch] == [*range(40)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_lease_that_changes_in_mid_round_loses_and_doubles_nothing(num_workers):
+    book = LeaseBook()
+    book.grant((Range(0, 80),))
+    seen: list[int] = []
+    # At the end comes what a dead peer left.
+    data = batches_of(Parts1(200), book, [(Range(90, 97),)], num_workers=num_workers)
+    for n, batch in enumerate(data):
+        seen.extend(int(sample) for sample in batch)
+        book.stepped()
+        if n % 3 == 2:
+            # A commit counts what was used; workers have read ahead of it.
+            left = book.remaining
+            book.counted(book.used)
+            book.grant((*left, *((Range(100, 112),) if n == 5 else ())))
+    assert seen == [*range(80), *range(100, 112), *range(90, 97)]
+
+
 class Parts1:
     """One plain shard of integers."""
 
