@@ -249,17 +249,20 @@ STEPS = st.lists(
     steps=STEPS,
     share=st.integers(1, 13),
     sizes=sizes,
-    kind=st.sampled_from(["seeks", "plain", "one"]),
+    kind=st.sampled_from(["seeks", "plain", "one", "turns", "turns, seeking"]),
 )
 def test_whatever_happens_committed_samples_are_whole_epochs(steps, share, sizes, kind):
     """Peers join, die and go back; each new process reads with cursors of its own."""
+    turns = kind.startswith("turns")
+    if turns:
+        sizes = [size or 1 for size in sizes]
     n = sum(sizes)
     everything = [(i, k) for i, size in enumerate(sizes) for k in range(size)]
 
     def fresh() -> StreamSamples:
         if kind == "one":
             return StreamSamples(Count(n, length=n))
-        return StreamSamples(Parts(sizes, seeks=kind == "seeks", declared=True))
+        return StreamSamples(Parts(sizes, seeks="seek" in kind, declared=not turns))
 
     names = [f"peer:{i}" for i in range(4)]
     readers = {names[0]: fresh()}
@@ -289,10 +292,13 @@ def test_whatever_happens_committed_samples_are_whole_epochs(steps, share, sizes
     ids = [i for one in ledger.granted(last) for i in range(one.start, one.stop)]
     committed = Counter([s for _, samples in rounds for s in samples])
     committed.update(readers[last][i] for i in ids)
-    epochs = ledger.next // n
-    expected = everything if kind != "one" else range(n)
     assert ledger.next % n == 0
-    assert committed == Counter(dict.fromkeys(expected, epochs))
+    if turns:  # as many of each shard as of the others, and over and over again
+        each = [(i % len(sizes), i // len(sizes)) for i in range(ledger.next)]
+        assert committed == Counter((shard, at % sizes[shard]) for shard, at in each)
+    else:
+        expected = everything if kind != "one" else range(n)
+        assert committed == Counter(dict.fromkeys(expected, ledger.next // n))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -406,3 +412,18 @@ def test_a_run_refuses_what_has_no_ids():
     cluster = Cluster(1)
     with make_run(cluster) as run, pytest.raises(ConfigError, match="iter_from"):
         run.data(TorchStream(), 2)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_streaming_datasets_are_shardable_as_they_are(num_workers):
+    package = pytest.importorskip("datasets")
+    rows = package.Dataset.from_dict({"n": list(range(60))})
+    stream = rows.to_iterable_dataset(num_shards=3).map(lambda row: {"n": row["n"] * 10})
+    assert source_of(stream).length is None
+    shards = Shards.counted(stream)
+    assert shards.shard_lengths == (20, 20, 20)
+    for dataset in (stream, shards):
+        leases = [(Range(0, 31),), (Range(31, 60),)]
+        data = batches_of(dataset, LeaseBook(), leases, num_workers=num_workers)
+        seen = [int(n) for batch in data for n in batch["n"]]
+        assert sorted(seen) == [10 * n for n in range(60)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import tempfile
@@ -184,6 +185,13 @@ def test_leases_over_text_give_every_window_once(tmp_path, num_workers):
     data = batches_of(windows, LeaseBook(), leases, num_workers=num_workers)
     seen = [bytes(window[:4].tolist()).decode() for batch in data for window in batch]
     assert len(seen) == 100 and sorted(seen) == words and seen != words
+
+
+def test_windows_can_be_sent_to_workers_that_are_not_forked(tmp_path):
+    write(tmp_path, {"a.txt": "x" * 9000, "b/a.jsonl": lines("y" * 90)})
+    windows = TextWindows([Folder(tmp_path), JsonLines(tmp_path / "b")], context=32)
+    twin = copy.deepcopy(windows)  # by the protocol that pickle uses
+    assert all(np.array_equal(twin[i], windows[i]) for i in range(len(windows)))
 
 
 # ---------------------------------------------------------------------------- the digest
