@@ -106,6 +106,14 @@ def test_a_stream_that_ends_begins_again_in_whatever_order_it_is_read(
     assert [cursor.read(p) for p in positions] == [p % n for p in positions]
 
 
+@pytest.mark.parametrize("before", [[], [0], [4], [4, 0], [1, 3]])
+def test_the_end_is_found_from_wherever_one_has_read(before):
+    cursor = Cursor(Count(5), "it")
+    for position in before:
+        assert cursor.read(position) == position
+    assert [cursor.read(position) for position in (12, 5, 9, 10)] == [2, 0, 4, 0]
+
+
 @pytest.mark.parametrize("stream", [Count(7), Plain(range(7))])
 def test_a_stream_shorter_or_longer_than_it_says_is_an_error(stream):
     with pytest.raises(ConfigError, match="it ended after 7 samples; it should have 9"):
