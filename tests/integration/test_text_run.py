@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from processes import Peers
 
 from decentral.cli.processes import PeerProcess
@@ -58,22 +60,24 @@ class TextPeers:
         return group
 
     def committed(self, group: list[PeerProcess]) -> tuple[dict[int, Any], set[int]]:
-        """Contributions by round, and what was still granted after the last: by all peers' logs."""
+        """Contributions by round, to the last that all have told; what they may still use then."""
         rounds: dict[int, Any] = {}
-        granted: dict[int, set[int]] = {}
+        granted: dict[int, dict[str, list[int]]] = {}
         for peer in group:
             for line in (peer.home / "events.jsonl").read_text().splitlines():
                 event = json.loads(line)
                 if event["event"] == "commit":
                     told = rounds.setdefault(event["round"], event["contributions"])
                     assert told == event["contributions"], "peers tell of different rounds"
-                    granted.setdefault(event["round"], set()).update(ids_of(event["granted"]))
-        return rounds, granted[max(rounds)]
+                    granted.setdefault(event["round"], {})[peer.name] = ids_of(event["granted"])
+        assert sorted(rounds) == list(range(1, max(rounds) + 1))
+        last = max(round for round, by in granted.items() if len(by) == len(group))
+        left = {id for ids in granted[last].values() for id in ids}
+        return {round: rounds[round] for round in range(1, last + 1)}, left
 
     def check(self, group: list[PeerProcess]) -> list[int]:
         """The ids that counted: none twice, none skipped, and the windows that peers trained on."""
         rounds, granted = self.committed(group)
-        assert sorted(rounds) == list(range(1, max(rounds) + 1))
         by_peer: dict[str, list[int]] = {}
         for contributions in rounds.values():
             for one in contributions:
@@ -95,6 +99,14 @@ def ids_of(ranges: list[list[int]]) -> list[int]:
     return [id for start, stop in ranges for id in range(start, stop)]
 
 
+def stop(*peers: PeerProcess) -> None:
+    """At once: who is left alone would wait for the others."""
+    for peer in peers:
+        peer.send(signal.SIGTERM)
+    for peer in peers:
+        assert peer.process.wait(30) == 0, peer.stderr()
+
+
 def all_in(peer: PeerProcess, count: int, after: int = 0) -> int:
     event = peer.wait_for(
         "round", timeout_s=60, where=lambda e: e["round"] > after and e["participants"] == count
@@ -102,6 +114,7 @@ def all_in(peer: PeerProcess, count: int, after: int = 0) -> int:
     return int(event["round"])
 
 
+@pytest.mark.slow
 def test_a_peer_is_killed_and_comes_back_within_an_epoch(peers: Peers) -> None:
     text = TextPeers(peers)
     group = text.group(3)
@@ -114,38 +127,30 @@ def test_a_peer_is_killed_and_comes_back_within_an_epoch(peers: Peers) -> None:
     at = all_in(back, 3)
     for peer in (*survivors, back):
         peer.wait_round(at + 4, timeout_s=30)
-    for peer in (*survivors, back):
-        assert peer.stop() == 0, peer.stderr()
+    stop(*survivors, back)
     counted = text.check([*survivors, back])
     assert len(counted) > WINDOWS, "more than one epoch"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_where_it_was(peers: Peers) -> None:
     text = TextPeers(peers)
     group = text.group(2)
     for peer in group:
         peer.wait_round(group[0].round + 2, timeout_s=30)
-    for peer in group:
-        assert peer.stop() == 0, peer.stderr()
+    other = peers.folder / "other"
+    other.mkdir()
+    (other / "a.txt").write_text("".join(text.words) + "one more")
+    stranger = text.start("stranger", "--join", group[0].invite(), TEXT_FOLDER=str(other))
+    assert stranger.process.wait(60) != 0, "a peer with other text is refused"
+    assert "fingerprint" in stranger.last_words()
+    stop(*group)
     before = len(text.check(group))
     again = [text.start(peer.name, home=peer.home) for peer in group]
     for peer in again:
         all_in(peer, 2)
-    for peer in again:
-        assert peer.stop() == 0, peer.stderr()
+    stop(*again)
     assert len(text.check(again)) > before
-
-
-def test_a_peer_with_other_text_is_refused(peers: Peers) -> None:
-    text = TextPeers(peers)
-    first = text.start("peer-1")
-    word = first.wait_for("listening", timeout_s=30)["join"]
-    other = peers.folder / "other"
-    other.mkdir()
-    (other / "a.txt").write_text("".join(text.words) + "one more")
-    stranger = text.start("peer-2", "--join", word, TEXT_FOLDER=str(other))
-    assert stranger.process.wait(30) != 0
-    assert "dataset" in stranger.last_words()
 
 
 def test_the_examples_of_the_page(root: Path, tmp_path: Path) -> None:
