@@ -53,7 +53,6 @@ class Replayable(Protocol):
         ...
 
 
-@runtime_checkable
 class Shardable(Protocol):
     """A stream in parts, as a streaming dataset of `datasets` is.
 
@@ -61,7 +60,8 @@ class Shardable(Protocol):
     (a string). Both are compared when a peer joins.
     """
 
-    num_shards: int
+    @property
+    def num_shards(self) -> int: ...
 
     def shard(self, num_shards: int, index: int) -> Iterable[Any]:
         """Part `index` of `num_shards` (never more than there are).

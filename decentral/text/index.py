@@ -66,15 +66,16 @@ class Sources:
         self._sources = tuple(sources)
         self._stops = list(accumulate(len(source.parts) for source in self._sources))
 
-    def digest(self, tokenizer: Tokenizer, *, stamps: bool = False) -> str:
-        """Of names, sizes and the tokenizer; `stamps`: and of when files were modified."""
+    def digest(self, tokenizer: Tokenizer, *, local: bool = False) -> str:
+        """Of names, sizes and the tokenizer; `local`: and of where files are on this machine, and
+        when they were modified."""
         known = hashlib.sha256(f"{_VERSION}\n{tokenizer.name}\n".encode())
         for source in self._sources:
-            known.update(f"{type(source).__name__} {len(source.parts)}\n".encode())
+            root = str(source.root.resolve()) if local else ""
+            known.update(repr((type(source).__name__, source.field, root)).encode())
             for part in source.parts:
-                stamp = part.modified_ns if stamps else 0
-                name = part.name.encode("utf-8", "surrogateescape")
-                known.update(f"{len(name)} {part.size} {stamp} ".encode() + name)
+                # `repr` puts quotes around names: no two lists of files look the same.
+                known.update(repr((part.name, part.size, local and part.modified_ns)).encode())
         return known.hexdigest()[:16]
 
     def read(self, where: Where) -> bytes:
@@ -125,7 +126,7 @@ class Sources:
         """The same, from `folder` where an earlier process has left it there."""
         if folder is None:
             return self.index(tokenizer, max_pieces)
-        key = self.digest(tokenizer, stamps=True)
+        key = self.digest(tokenizer, local=True)
         path = folder / f"text-{key}.safetensors"
         index = _load(path)
         if index is None:

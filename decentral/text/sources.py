@@ -57,6 +57,10 @@ class Source(Protocol):
     """Documents in a fixed order. Opens files when it reads, so that workers may share it."""
 
     parts: tuple[Part, ...]
+    root: Path
+    """Where the parts are on this machine."""
+    field: str
+    """Which text of them is meant, where they hold several; peers must agree on it."""
 
     def pieces(self) -> Iterator[Piece]: ...
 
@@ -75,15 +79,18 @@ class _Files:
     paths: tuple[Path, ...]
     parts: tuple[Part, ...]
 
-    def bytes_at(self, part: int, start: int, size: int) -> bytes:
+    def open(self, part: int) -> BinaryIO:
         try:
-            with self.paths[part].open("rb") as file:
-                file.seek(start)
-                found = file.read(size)
+            return self.paths[part].open("rb")
         except OSError as error:
             raise ConfigError(
-                f"{self.parts[part].name} cannot be read any more: {error}", phase="text"
+                f"{self.parts[part].name} cannot be read: {error}", phase="text"
             ) from error
+
+    def bytes_at(self, part: int, start: int, size: int) -> bytes:
+        with self.open(part) as file:
+            file.seek(start)
+            found = file.read(size)
         if len(found) != size:
             raise changed(self.parts[part].name)
         return found
@@ -112,14 +119,14 @@ class Folder:
 
     def __init__(self, path: str | Path, pattern: str = "**/*.txt") -> None:
         self._files = _files(path, pattern)
-        self.parts = self._files.parts
+        self.parts, self.root, self.field = self._files.parts, self._files.root, ""
 
     def pieces(self) -> Iterator[Piece]:
         for number, part in enumerate(self.parts):
             if 0 < part.size <= PIECE:
                 yield Piece(Where(number, 0, part.size, 0, part.size), True, None)
             elif part.size:
-                with self._files.paths[number].open("rb") as file:
+                with self._files.open(number) as file:
                     yield from _cut(file, number, part)
 
     def read(self, where: Where) -> bytes:
@@ -177,12 +184,12 @@ class JsonLines:
     """Lines of JSON, one document each, its text in `field`: a file, or those of a folder."""
 
     def __init__(self, path: str | Path, field: str = "text", pattern: str = "**/*.jsonl") -> None:
-        self._files, self._field = _files(path, pattern), field
-        self.parts = self._files.parts
+        self._files = _files(path, pattern)
+        self.parts, self.root, self.field = self._files.parts, self._files.root, field
 
     def pieces(self) -> Iterator[Piece]:
         for number, part in enumerate(self.parts):
-            with self._files.paths[number].open("rb") as file:
+            with self._files.open(number) as file:
                 start = 0
                 while line := file.readline(MAX_LINE + 1):
                     if len(line) > MAX_LINE:
@@ -206,7 +213,7 @@ class JsonLines:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where}: no JSON: {error}", phase="text") from error
-        text = record.get(self._field) if isinstance(record, dict) else None
+        text = record.get(self.field) if isinstance(record, dict) else None
         if not isinstance(text, str):
-            raise ConfigError(f"{where}: no string {self._field!r} in this line", phase="text")
+            raise ConfigError(f"{where}: no string {self.field!r} in this line", phase="text")
         return text.encode("utf-8", "replace")  # JSON may hold halves of characters

@@ -210,6 +210,14 @@ def test_the_digest_is_of_names_sizes_tokenizer_and_window(tmp_path):
         TextWindows([Folder(tmp_path / "here"), Folder(tmp_path / "here")], context=4),
     ]
     assert len({here.digest, *(one.digest for one in others)}) == 6
+    write(tmp_path, {"j/a.jsonl": '{"a": "one", "b": "two"}\n'})
+    a, b = (
+        TextWindows(JsonLines(tmp_path / "j", field), context=1, cache=tmp_path / "kept")
+        for field in ("a", "b")
+    )
+    assert (
+        a.digest != b.digest and stream_of(a) == packed(b"one") and stream_of(b) == packed(b"two")
+    )
 
 
 # ---------------------------------------------------------------------------- the kept index
@@ -289,7 +297,7 @@ def test_text_that_changes_or_goes_away_is_an_error(tmp_path):
     (tmp_path / "b.txt").unlink()
     with pytest.raises(ConfigError, match=r"a\.txt has changed"):
         windows[0]
-    with pytest.raises(ConfigError, match=r"b\.txt cannot be read any more"):
+    with pytest.raises(ConfigError, match=r"b\.txt cannot be read: "):
         windows[4]
     write(tmp_path, {"j/a.jsonl": lines("abcd")})
     windows = TextWindows(JsonLines(tmp_path / "j"), context=2)
