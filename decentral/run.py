@@ -22,10 +22,17 @@ from typing import TYPE_CHECKING, Any, Self
 from decentral import failpoints
 from decentral.checkpoint import Own, load_latest
 from decentral.compute import Inner, Tensors
-from decentral.data import Dataset, LeasedData, check_dataset
+from decentral.data import (
+    Dataset,
+    LeasedData,
+    Replayable,
+    Shardable,
+    check_dataset,
+    source_of,
+)
 from decentral.errors import ConfigError, ContributionError
 from decentral.exchange import Exchange
-from decentral.fingerprint import Fingerprint, dataset_fact, fingerprint
+from decentral.fingerprint import Fingerprint, fingerprint
 from decentral.fragments import in_fragments
 from decentral.leases import LeaseBook, total
 from decentral.lifetime import Lifetime, why_it_ended
@@ -139,17 +146,22 @@ class Run:
 
     def data(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Replayable | Shardable,
         batch_size: int,
         num_workers: int = 0,
         collate: Callable[[list[Any]], Any] | None = None,
     ) -> LeasedData:
-        """This peer's share of `dataset`, in batches, until the run ends for all."""
+        """This peer's share of `dataset`, in batches, until the run ends for all.
+
+        The dataset is map-style, or an iterable that is replayable by offset or shardable
+        (`decentral.data`): its samples have ids, which are leased to peers in ranges. Anything
+        else is a ConfigError.
+        """
         check_dataset(dataset, batch_size)
         # Whoever does not wait for an outcome trains on meanwhile.
         phases = 1 if self.strategy.overlap == 0 else 2
         samples = phases * self.strategy.sync_every * batch_size * self._options.accumulate
-        self._begin(lease_samples=samples, dataset=dataset_fact(dataset))
+        self._begin(lease_samples=samples, dataset=source_of(dataset).fact)
         return LeasedData(
             dataset,
             self._book,
