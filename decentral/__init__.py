@@ -33,8 +33,19 @@ if TYPE_CHECKING:
     from decentral.types import View
 
 __all__ = [
-    *("AsyncDiLoCo", "DataParallel", "DecentralError", "DecoupledDiLoCo", "DiLoCo", "Run"),
-    *("SparseLoCo", "StreamingDiLoCo", "View", "__version__", "errors", "join", "start"),
+    "AsyncDiLoCo",
+    "DataParallel",
+    "DecentralError",
+    "DecoupledDiLoCo",
+    "DiLoCo",
+    "Run",
+    "SparseLoCo",
+    "StreamingDiLoCo",
+    "View",
+    "__version__",
+    "errors",
+    "join",
+    "start",
 ]
 
 _WHERE = {

@@ -3,7 +3,7 @@
     own work     = base − θm                    θm: the model; base: where it started from
     adopting     θm, base ← θ                   waiting for it, as in DiLoCo
                  θm ← θ + (θm − base), base ← θ      work that no commit has counted stays on top
-                 as the strategy says                overlapped with compute (`decentral.strategies`)
+                 as the strategy says           overlapped with compute (`decentral.strategies`)
 
 Δ, what a round is offered, is own work and what error feedback adds to it.
 """

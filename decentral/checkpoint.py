@@ -199,9 +199,7 @@ def load_latest(
     return None
 
 
-def _manifest(
-    state: CommittedState, run: bytes, lineage: str, own: Own
-) -> dict[str, Any]:
+def _manifest(state: CommittedState, run: bytes, lineage: str, own: Own) -> dict[str, Any]:
     leaves = state.leaves or hash_state(state.tensors)[1]
     return {
         "format": FORMAT,

@@ -1,4 +1,4 @@
-"""The outer rounds of all tags that this peer takes part in: their threads, and when training waits.
+"""The outer rounds of all tags that this peer takes part in: threads, and when training waits.
 
     mesh's thread       ── orders ──▶ exchange's inbox
     exchange's thread   ── to the Exchange of the order's tag, or to all ──▶ news ──▶ user's inbox

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from decentral import failpoints
-from decentral.checkpoint import Own, load_latest
+from decentral.brought import Brought
 from decentral.compute import Inner, Tensors
 from decentral.data import (
     Dataset,
@@ -30,13 +30,13 @@ from decentral.data import (
     check_dataset,
     source_of,
 )
-from decentral.errors import ConfigError, ContributionError
+from decentral.errors import ContributionError
 from decentral.exchange import Exchange
 from decentral.fingerprint import Fingerprint, fingerprint
 from decentral.fragments import in_fragments
 from decentral.leases import LeaseBook, total
 from decentral.lifetime import Lifetime, why_it_ended
-from decentral.mesh_port import GroupFactory, Holding, MeshPort
+from decentral.mesh_port import GroupFactory, MeshPort
 from decentral.modules import Modules, parts
 from decentral.options import RunOptions
 from decentral.outer_loop import OuterLoop
@@ -44,7 +44,7 @@ from decentral.outer_round import OuterRounds
 from decentral.outer_work import Adoption
 from decentral.reporting import Reporter
 from decentral.schedule import Progress
-from decentral.state import HeldState, Meta, aligned_zeros, seal, unseal
+from decentral.state import HeldState
 from decentral.strategies.base import Strategy
 from decentral.types import PeerId
 from decentral.witness import WitnessLog
@@ -52,7 +52,6 @@ from decentral.witness import WitnessLog
 if TYPE_CHECKING:
     import torch
 
-    from decentral.types import Array
 
 LEAVE_TIMEOUT_S = 10.0
 
@@ -94,13 +93,15 @@ class Run:
             self._witnesses[tag] = WitnessLog(mesh, layout, self._book, options.witness, tag)
             self._rounds[tag] = self._outer_rounds(tag, tensors, make_group or self._native_group)
         self._loop.drive(self._rounds)
+        self._brought = Brought(
+            mesh, options, strategy.name, self._rounds, self._reporters, self._inner
+        )
         self._outer = next(iter(self._rounds.values()))
         """Of the whole model, or of the first module: what a script sees where it asks for one."""
         self._each_round: list[Callable[[Run], Mapping[str, Any]]] = []
         self._steps = 0
         self._samples_seen = 0
         self._begun = False
-        self._kept: dict[str, Own] = {}  # from disk, until it is clear whether it still counts
         self._lifetime = Lifetime(self.close)
 
     def _outer_rounds(self, tag: str, tensors: Tensors, make_group: GroupFactory) -> OuterRounds:
@@ -363,10 +364,8 @@ class Run:
             return
         self._begun = True
         self._lifetime.begin()
-        resumed = {tag: self._resume(tag) for tag in self._rounds}
-        holdings = {tag: self._holding(tag, held) for tag, held in resumed.items()}
-        if self._founder and self._modules is not None:
-            holdings |= {tag: self._gift(part) for tag, part in self._modules.given.items()}
+        brought = self._brought
+        holdings = brought.holdings(founder=self._founder, modules=self._modules)
         self._loop.begin()
         self.mesh.start(
             holdings=holdings,
@@ -377,71 +376,18 @@ class Run:
             min_contributors=self.strategy.min_contributors,
             grace_s=self.strategy.grace_s,
         )
-        for tag, held in resumed.items():
-            if held is not None:
-                self._reporters[tag].resumed(held)
+        for tag, held in brought.resumed.items():
+            self._reporters[tag].resumed(held)
         self._loop.wait_until_current()
         for tag, outer in self._rounds.items():
             if outer.ended is None:
                 self._witnesses[tag].applied(None, outer.held, self._lineage)
-        for tag, held in resumed.items():
+        for tag, held in brought.resumed.items():
             outer = self._rounds[tag]
-            if held is not None and outer.held.root == held.root:
-                # The run goes on from that very state: whatever was counted since is not in it.
-                self._recall(tag, self._kept.pop(tag, {}))
-            if held is not None and held.meta.complete and outer.ended is None:
+            brought.recall(tag)
+            if held.meta.complete and outer.ended is None:
                 outer.ended = f"the run had already reached its end at round {held.round}"
         self._report_end()
-
-    def _holding(self, tag: str, resumed: HeldState | None) -> Holding:
-        """What this peer brings along of a tag that it takes part in; it trains from there."""
-        outer, initial = self._rounds[tag], None
-        if resumed is not None:
-            outer.take(resumed, write=True)
-        elif self._founder:
-            initial = self._found(outer.tensors)
-            outer.take(initial, write=False)
-        return Holding(
-            schema=outer.tensors.layout.schema(),
-            initial=initial.state if initial is not None else None,
-            resumed=resumed.state if resumed is not None else None,
-        )
-
-    def _gift(self, tensors: Tensors) -> Holding:
-        """A founder's initial state of a module that others will train."""
-        state = self._found(tensors).state
-        return Holding(schema=tensors.layout.schema(), initial=state, takes=False)
-
-    def _found(self, tensors: Tensors) -> HeldState:
-        momentum = aligned_zeros(tensors.layout.trainable)
-        return seal(tensors.layout, tensors.as_read(), momentum, self._target())
-
-    def _resume(self, tag: str = "") -> HeldState | None:
-        directory = self._options.checkpoints(tag)
-        if directory is None or not self.mesh.run_id:
-            return None
-        layout = self._rounds[tag].tensors.layout
-        loaded = load_latest(directory, layout.schema(), run=self.mesh.run_id)
-        if loaded is None:
-            return None
-        for error in loaded.passed_over:
-            self._reporters[tag].fault("checkpoint", error)
-        held = unseal(layout, loaded.state)
-        self._kept[tag] = loaded.own
-        for name in ("target_rounds", "target_tokens"):
-            asked, has = getattr(self._target(), name), getattr(held.meta, name)
-            if asked and asked != has:
-                says = f"{name}={asked} is ignored: the run was founded with {has or 'no such end'}"
-                self._reporters[tag].fault("option", ConfigError(says, phase="resume"))
-        return held
-
-    def _target(self) -> Meta:
-        options = self._options
-        return Meta(
-            target_rounds=options.rounds or 0,
-            target_tokens=options.target_tokens or 0,
-            strategy=self.strategy.name,
-        )
 
     def _refill(self) -> bool:
         """`run.data` has no sample left: contribute early, or wait for a lease."""
@@ -457,7 +403,7 @@ class Run:
         failpoints.passing("adopted")
         reporter = self._reporters[tag]
         lineage = adoption.view.lineage if adoption is not None else ""
-        reporter.adopted(held, lineage, lambda: self._own(tag))
+        reporter.adopted(held, lineage, lambda: self._brought.own(tag))
         self._witnesses[tag].applied(adoption, held, self._lineage)
         extra: dict[str, Any] = {}
         if adoption is not None:
@@ -468,20 +414,6 @@ class Run:
                         extra |= callback(self)
             reporter.round(adoption, extra)
         self._report_end(extra)
-
-    def _own(self, tag: str) -> dict[str, Array]:
-        """What this peer alone needs to go on from here: kept with the tag's checkpoints, and the
-        inner optimizer with those of the first."""
-        own = self._rounds[tag].private()
-        if self._options.keep_inner and self._rounds[tag] is self._outer:
-            own |= {f"inner/{name}": array for name, array in self._inner.state().items()}
-        return own
-
-    def _recall(self, tag: str, own: Own) -> None:
-        self._rounds[tag].recall(own)
-        inner = {k.removeprefix("inner/"): v for k, v in own.items() if k.startswith("inner/")}
-        if inner and self._options.keep_inner:
-            self._inner.load(inner)
 
     def _report_end(self, extra: Mapping[str, Any] | None = None) -> None:
         if self.finished is None:
