@@ -35,6 +35,7 @@ def join(
     name: str | None = None,
     listen: str = LISTEN,
     seed: int = 0,
+    keep_inner: bool = True,
 ) -> Run:
     """Enter the run that `word` leads to (``HOST:PORT[,HOST:PORT…]#INVITE``).
 
@@ -51,6 +52,7 @@ def join(
         rounds=rounds,
         home=home,
         seed=seed,
+        keep_inner=keep_inner,
     )
     return _open(word, model, optimizer, strategy, options, name, listen)
 
@@ -69,6 +71,7 @@ def start(
     name: str | None = None,
     listen: str = LISTEN,
     seed: int = 0,
+    keep_inner: bool = True,
 ) -> Run:
     """Found a run, alone at first; `run.join_word` lets others in.
 
@@ -84,6 +87,7 @@ def start(
         rounds=rounds,
         home=home,
         seed=seed,
+        keep_inner=keep_inner,
     )
     return _open(None, model, optimizer, strategy, options, name, listen)
 

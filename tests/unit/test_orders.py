@@ -164,7 +164,7 @@ def test_a_bystander_reduces_with_weight_zero_and_keeps_its_work():
 
     cluster.reduced = reduced
     train(run, on_step=on_step)
-    assert sent == [(0.0,)] and run._outer.work.steps > 0
+    assert sent == [(0.0,)] and run._outer.uncommitted[0] > 0
 
 
 def test_a_failed_mesh_raises_in_the_users_thread():
