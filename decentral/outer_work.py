@@ -24,14 +24,16 @@ class OwnWork:
     """Inner steps, those carried over from an earlier round included."""
     tokens: int = 0
     losses: list[Any] = field(default_factory=list)
-    """Floats, or scalars on a device, which nothing waits for until the round is over."""
+    """Floats, or scalars on a device, which nothing waits for until the round is over; None where
+    a loop did not say."""
     contributed_to: int = 0
     """The round that it was offered to; 0: not yet."""
     counted: bool = False
     """A commit has it; it goes with the next adoption."""
 
     def mean_loss(self) -> float | None:
-        return float(sum(self.losses)) / len(self.losses) if self.losses else None
+        said = [loss for loss in self.losses if loss is not None]
+        return float(sum(said)) / len(said) if said else None
 
 
 @dataclass(frozen=True, slots=True)
