@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from decentral.entry import join, start
     from decentral.errors import DecentralError
     from decentral.hooks import hooked
+    from decentral.local_run import local
     from decentral.run import Run
     from decentral.strategies.diloco import DiLoCo
     from decentral.types import View
@@ -35,6 +36,7 @@ __all__ = [
     "errors",
     "hooked",
     "join",
+    "local",
     "start",
 ]
 
@@ -45,6 +47,7 @@ _WHERE = {
     "View": "decentral.types",
     "hooked": "decentral.hooks",
     "join": "decentral.entry",
+    "local": "decentral.local_run",
     "start": "decentral.entry",
 }
 

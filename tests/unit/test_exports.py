@@ -18,6 +18,7 @@ def test_the_surface_is_pinned():
         "errors",
         "hooked",
         "join",
+        "local",
         "start",
     ]
     assert dir(decentral) == sorted(decentral.__all__)
