@@ -209,8 +209,9 @@ class Origin:
             heard.wait(LOOK_S)
 
     def _listen(self) -> None:
-        for line in self._pipe:
-            self._heard[json.loads(line)].set()
+        with self._pipe:
+            for line in self._pipe:
+                self._heard[json.loads(line)].set()
         os.kill(os.getpid(), signal.SIGTERM)  # leaves the run, if it can
         time.sleep(STOP_S)
         os.kill(os.getpid(), signal.SIGKILL)
