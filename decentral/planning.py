@@ -20,8 +20,9 @@ the coarsest. Where there is none: the smallest H that waits so little, else wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from decentral.collectives import loads
@@ -126,7 +127,8 @@ class Plan:
     received_bytes_day: int
     memory: Memory
     fits: bool
-    """Waits no longer than asked for, with H of at most `COMFORTABLE`."""
+    """Waits no longer than asked for, with H of at most `COMFORTABLE`, in the memory that there
+    is."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -166,13 +168,14 @@ def plan(
         codec_named(codec)  # names all codecs where there is none of that name
         raise ConfigError(f"no strategy sends {codec}", phase="plan")
     codecs = (codec,) if codec is not None else (*EXACT_FIRST, SPARSE)
-    plans = tuple(_candidates(params, network, step_s, codecs, memory_bytes, overhead))
-    small = [one for one in plans if memory_bytes is None or one.memory.total <= memory_bytes]
+    limit = math.inf if memory_bytes is None else memory_bytes
+    plans = tuple(_candidates(params, network, step_s, codecs, limit, overhead))
+    small = [one for one in plans if one.memory.total <= limit]
     if not small:
         least = min(one.memory.total for one in plans)
         raise ConfigError(
-            f"no plan does with {memory_bytes or 0:,.0f} bytes of host memory per peer: the "
-            f"smallest needs {least:,}",
+            f"no plan does with {limit:,.0f} bytes of host memory per peer: the smallest needs "
+            f"{least:,}",
             phase="plan",
         )
     return Advice(plans=plans, recommended=recommend(small, overhead))
@@ -236,7 +239,7 @@ def _candidates(
     network: Network,
     step_s: float,
     codecs: Sequence[str],
-    memory_bytes: float | None,
+    memory_bytes: float,
     overhead: float,
 ) -> Iterator[Plan]:
     for strategy in STRATEGIES:
@@ -247,17 +250,18 @@ def _candidates(
             if strategy == "StreamingDiLoCo":
                 fragments = _fragments(params, network, step_s, codec, memory_bytes)
             one = exchange(network, -(-params // fragments), codec)
-            yield _timed(params, strategy, codec, fragments, one, step_s, overhead)
+            timed = _timed(params, strategy, codec, fragments, one, step_s, overhead)
+            yield replace(timed, fits=timed.fits and timed.memory.total <= memory_bytes)
 
 
 def _fragments(
-    params: int, network: Network, step_s: float, codec: str, memory_bytes: float | None
+    params: int, network: Network, step_s: float, codec: str, memory_bytes: float
 ) -> int:
     """The fewest that hide behind `OVERLAP_STEPS`, and keep to the memory."""
     for fragments in range(2, min(MAX_FRAGMENTS, params) + 1):
         hides = exchange(network, -(-params // fragments), codec).seconds <= OVERLAP_STEPS * step_s
         total = memory(params, "StreamingDiLoCo", fragments).total
-        if hides and (memory_bytes is None or total <= memory_bytes):
+        if hides and total <= memory_bytes:
             return fragments
     return min(MAX_FRAGMENTS, params)
 

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 PEERS = 8
 PIPE_WIDTH = 150
+NUMBERS = (
+    "H", "fragments", "exchange", "round", "waits", "hidden", "sent/round", "sent/day", "memory",
+)  # fmt: skip
+COLUMNS = ("strategy", "codec", "schedule", *NUMBERS)
+ONLY_WIDE = ("schedule", "round", "sent/round")
+WIDE = 140
+"""Characters that all columns take; a narrower terminal is spared some."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,31 +110,16 @@ def show(advice: Advice, title: str, console: Console) -> None:
     from decentral.planning import COMFORTABLE
 
     table = Table(title=title)
-    for column in ("strategy", "codec", "schedule"):
-        table.add_column(column, no_wrap=True)
-    numbers = ("H", "fragments", "exchange", "round", "waits", "hidden", "sent/round", "sent/day")
-    for column in (*numbers, "host memory"):
-        table.add_column(column, justify="right", no_wrap=True)
+    names = [name for name in COLUMNS if console.width >= WIDE or name not in ONLY_WIDE]
+    for name in names:
+        table.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=True)
     last = ""
     for one in advice.plans:
         if last and one.strategy != last:
             table.add_section()
-        best = one is advice.recommended
-        table.add_row(
-            one.strategy if one.strategy != last else "",
-            one.codec,
-            one.schedule,
-            str(one.sync_every),
-            str(one.fragments) if one.fragments > 1 else "–",
-            _time(one.exchange_s),
-            _time(one.round_s),
-            f"{one.blocked:.1%}",
-            f"{one.hidden:.1%}",
-            _size(one.sent_bytes_round),
-            _size(one.sent_bytes_day),
-            _size(one.memory.total),
-            style="bold green" if best else None if one.fits else "dim",
-        )
+        cells = _cells(one) if one.strategy != last else {**_cells(one), "strategy": ""}
+        style = "bold green" if one is advice.recommended else None if one.fits else "dim"
+        table.add_row(*(cells[name] for name in names), style=style)
         last = one.strategy
     console.print(table)
     console.print(_sentence(advice.recommended), highlight=False, soft_wrap=True)
@@ -135,12 +127,29 @@ def show(advice: Advice, title: str, console: Console) -> None:
         if needed:
             console.print(f"    {name.replace('_', ' '):<16}{_size(needed):>12}", highlight=False)
     console.print(
-        "Sent: by the peer that sends most. Host memory: per peer, for the outer rounds. H is the "
-        "smallest of its ladder that waits little enough. Recommended is the first plan, from the "
-        f"top, that does so with at most {COMFORTABLE} steps (dim: those that do not). "
+        "Sent: by the peer that sends most. Memory: the host's, per peer, for the outer rounds. "
+        "H is the smallest of its ladder that waits little enough. Recommended is the first plan, "
+        f"from the top, that does so with at most {COMFORTABLE} steps (dim: those that do not). "
         "DecoupledDiLoCo sends what StreamingDiLoCo does, and waits for no slow peer.",
         highlight=False,
     )
+
+
+def _cells(one: Plan) -> dict[str, str]:
+    return {
+        "strategy": one.strategy,
+        "codec": one.codec,
+        "schedule": one.schedule,
+        "H": str(one.sync_every),
+        "fragments": str(one.fragments) if one.fragments > 1 else "–",
+        "exchange": _time(one.exchange_s),
+        "round": _time(one.round_s),
+        "waits": f"{one.blocked:.1%}",
+        "hidden": f"{one.hidden:.1%}",
+        "sent/round": _size(one.sent_bytes_round),
+        "sent/day": _size(one.sent_bytes_day),
+        "memory": _size(one.memory.total),
+    }
 
 
 def _sentence(one: Plan) -> str:

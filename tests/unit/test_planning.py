@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from decentral import quantities
 from decentral.cli import main
-from decentral.cli.plan import network_of
+from decentral.cli.plan import network_of, show
 from decentral.collectives.network import Network
 from decentral.errors import ConfigError
 from decentral.planning import (
@@ -148,6 +150,7 @@ def test_little_memory_wants_more_fragments():
     assert tight.recommended.strategy == "StreamingDiLoCo"
     assert tight.recommended.fragments == 7  # 800 MB + 2800 MB / 7
     assert tight.recommended.memory.total <= budget
+    assert not of(tight.plans, "DiLoCo", "fp32").fits
     with pytest.raises(ConfigError, match=r"no plan does with 1,000 bytes .* needs 8\d\d,\d{3},"):
         plan(10**8, links(4, 100), 0.5, memory_bytes=1000)
 
@@ -294,6 +297,14 @@ def test_the_table_recommends_what_can_be_pasted(capsys):
     assert f'StreamingDiLoCo(sync_every=100, codec="int8", fragments={pieces})' in out
     assert all(name in out for name in ("DiLoCo", "AsyncDiLoCo", "waits", "hidden", "theta"))
     assert "SparseLoCo" not in out and OVERLAP_STEPS * 0.25 * pieces >= recommended.exchange_s
+
+
+def test_a_narrow_terminal_is_spared_some_columns():
+    advice = plan(124_000_000, links(8, 12.5, 0.02), 0.25)
+    for width, wide in ((100, False), (140, True)):
+        out = io.StringIO()
+        show(advice, "a model", Console(file=out, width=width))
+        assert ("sent/round" in out.getvalue()) == wide and "…" not in out.getvalue()
 
 
 def test_bad_input_is_one_sentence(capsys):
