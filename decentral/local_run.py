@@ -16,6 +16,7 @@ python train.py ── local(4) ── founds the run; starts the same command t
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 import time
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     import torch
 
 LOOPBACK = "127.0.0.1:0"
+NOTICE_S = 30.0
+"""A script that waits so long for its copies says so."""
 THREADS = "OMP_NUM_THREADS"
 
 _called = False
@@ -88,7 +91,11 @@ def local(
     )
     threads = _share_cores(n)
     if origin is not None:
-        copy = open_run(CopyRun, origin.word, model, optimizer, strategy, options, name, LOOPBACK)
+        word = origin.word
+        if options.home is not None and (Path(options.home) / "credential").exists():
+            # It has been here before: its kept credential does not go with a new invite's key.
+            word = word.partition("#")[0]
+        copy = open_run(CopyRun, word, model, optimizer, strategy, options, name, LOOPBACK)
         copy.origin = origin
         return copy
     first = open_run(FirstRun, None, model, optimizer, strategy, options, name, LOOPBACK)
@@ -145,10 +152,15 @@ class FirstRun(Run):
         if copies is None:
             return
         with self.busy("wait for the other peers"):
+            notice_at = time.monotonic() + NOTICE_S
             # Not for those who have ended: the rest train without them.
             while self.finished is None and len(self.members) < 1 + copies.living:
                 self._loop.drain()
                 time.sleep(LOOK_S)
+                if time.monotonic() > notice_at:
+                    notice_at = math.inf
+                    there = f"{len(self.members)} of {1 + copies.living} peers are there"
+                    print(f"decentral: {there}; waiting for the others", file=sys.stderr)
         copies.call(GO)
         self._went = True
 

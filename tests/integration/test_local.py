@@ -19,11 +19,12 @@ SCRIPT = """
 import os, sys, time, torch, decentral
 
 fault, rounds, peers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+home = "homes" if fault == "stopped" else None
 model = torch.nn.Linear(4, 1)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 strategy = decentral.DiLoCo(sync_every=5)
 points = [torch.full((4,), float(i % 7)) for i in range(5000)]
-run = decentral.local(peers, model, optimizer, strategy, rounds=rounds)
+run = decentral.local(peers, model, optimizer, strategy, rounds=rounds, home=home)
 name, seen = run.mesh.name, 0
 
 def train():
@@ -190,6 +191,25 @@ def test_interrupts_end_all_of_them_cleanly(
     run.process.send_signal(number)
     assert run.end(timeout_s=30) == status
     assert "peer-" not in run.err.read_text(), "copies leave in silence"
+
+
+def test_with_homes_the_same_command_goes_on_where_it_was_stopped(
+    started: list[Local], tmp_path: Path
+) -> None:
+    first = start(started, tmp_path, "stopped", rounds=60)
+    first.train()
+    until(
+        lambda: list(tmp_path.glob("homes/peer-2/checkpoints/round-*")),
+        timeout_s=30,
+        says="a round is on disk",
+    )
+    first.process.terminate()
+    assert first.end() == 143 and not first.states()
+    again = start(started, tmp_path, "stopped", rounds=60)
+    again.train()
+    assert again.end(timeout_s=90) == 0, again.err.read_text()
+    assert len(again.states()) == 2 and {round for round, _ in again.states()} == {"60"}
+    assert len(set(again.states())) == 1
 
 
 def test_no_copy_outlives_a_killed_parent(started: list[Local], tmp_path: Path) -> None:
