@@ -25,6 +25,19 @@ class _Micro:
     losses: list[torch.Tensor] = field(default_factory=list)
 
 
+class LearningRates:
+    """A schedule's hold on parameter groups: each group's own rate times the multiplier."""
+
+    def __init__(self, groups: Sequence[dict[str, Any]], schedule: Schedule) -> None:
+        self._groups, self._schedule = groups, schedule
+        # A torch scheduler may have scaled "lr" already and then keeps the original here.
+        self._peaks = [float(g.get("initial_lr", g["lr"])) for g in groups]
+
+    def follow(self, progress: Progress) -> None:
+        for group, peak in zip(self._groups, self._peaks, strict=True):
+            _set_lr(group, peak * self._schedule(progress))
+
+
 class InnerStep:
     """Owns how gradients become a parameter change. The caller has run `loss.backward()`.
 
@@ -48,14 +61,16 @@ class InnerStep:
             isinstance(o, torch.optim.Optimizer) for o in self._optimizers
         ):
             raise ConfigError("optimizer is a torch optimizer, or a sequence of them")
-        self._schedule = schedule or constant
         self._scaler = scaler
         self._accumulate = accumulate
         self._clip_norm = clip_norm
         self._micro = _Micro()
         self._groups: list[dict[str, Any]] = [g for o in self._optimizers for g in o.param_groups]
-        # A torch scheduler may have scaled "lr" already and then keeps the original here.
-        self._peaks = [float(g.get("initial_lr", g["lr"])) for g in self._groups]
+        self._rates = LearningRates(self._groups, schedule or constant)
+
+    @property
+    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        return tuple(self._optimizers)
 
     def __call__(
         self, loss: torch.Tensor | float, tokens: int, progress: Progress
@@ -68,8 +83,7 @@ class InnerStep:
         if micro.steps < self._accumulate:
             return None
         self._micro = _Micro()
-        for group, peak in zip(self._groups, self._peaks, strict=True):
-            _set_lr(group, peak * self._schedule(progress))
+        self._rates.follow(progress)
         skipped = self._step()
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
