@@ -63,8 +63,7 @@ _LOADS = {
 class Memory:
     """A peer's host memory for the outer rounds, in bytes; the model that it trains is not here.
 
-    Estimated from the buffers that a run keeps; F fragments need the buffers of an exchange for
-    one fragment only.
+    Estimated from the buffers that a run keeps; of F fragments one at a time has a next state.
     """
 
     theta: int
@@ -78,7 +77,8 @@ class Memory:
     next_state: int
     """The would-be parameters and momentum: nothing is overwritten before the commit."""
     snapshots: int
-    """Parameters as they were when an exchange began that training goes on behind."""
+    """Parameters and own work as they were when an exchange began that training goes on behind, and
+    where that work is measured from."""
     error_feedback: int
     """What the codec has left out so far."""
     pinned: int
@@ -225,10 +225,10 @@ def memory(params: int, strategy: str, fragments: int = 1) -> Memory:
     return Memory(
         theta=whole,
         momentum=whole,
-        delta=piece,
-        mean=piece,
+        delta=whole,
+        mean=whole,
         next_state=2 * piece,
-        snapshots=piece if strategy in ("StreamingDiLoCo", "AsyncDiLoCo") else 0,
+        snapshots=3 * whole if strategy in ("StreamingDiLoCo", "AsyncDiLoCo") else 0,
         error_feedback=whole if strategy == "SparseLoCo" else 0,
         pinned=2 * piece,
     )

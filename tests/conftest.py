@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from processes import Peers
 
-
 ALONE = frozenset(
     f"test_{name}"
     for name in (
