@@ -91,11 +91,7 @@ def local(
     )
     threads = _share_cores(n)
     if origin is not None:
-        word = origin.word
-        if options.home is not None and (Path(options.home) / "credential").exists():
-            # It has been here before: its kept credential does not go with a new invite's key.
-            word = word.partition("#")[0]
-        copy = open_run(CopyRun, word, model, optimizer, strategy, options, name, LOOPBACK)
+        copy = open_run(CopyRun, origin.word, model, optimizer, strategy, options, name, LOOPBACK)
         copy.origin = origin
         return copy
     first = open_run(FirstRun, None, model, optimizer, strategy, options, name, LOOPBACK)
