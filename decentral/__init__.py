@@ -21,17 +21,29 @@ if TYPE_CHECKING:
     from decentral import errors
     from decentral.entry import join, start
     from decentral.errors import DecentralError
+    from decentral.islands.entry import island
     from decentral.run import Run
     from decentral.strategies.diloco import DiLoCo
     from decentral.types import View
 
-__all__ = ["DecentralError", "DiLoCo", "Run", "View", "__version__", "errors", "join", "start"]
+__all__ = [
+    "DecentralError",
+    "DiLoCo",
+    "Run",
+    "View",
+    "__version__",
+    "errors",
+    "island",
+    "join",
+    "start",
+]
 
 _WHERE = {
     "DecentralError": "decentral.errors",
     "DiLoCo": "decentral.strategies.diloco",
     "Run": "decentral.run",
     "View": "decentral.types",
+    "island": "decentral.islands.entry",
     "join": "decentral.entry",
     "start": "decentral.entry",
 }

@@ -27,6 +27,7 @@ from decentral.errors import ConfigError, ContributionError
 from decentral.fingerprint import Fingerprint, dataset_fact, fingerprint
 from decentral.leases import LeaseBook, total
 from decentral.lifetime import Lifetime, why_it_ended
+from decentral.lockstep import Lockstep
 from decentral.mesh_port import GroupFactory, Holding, MeshPort
 from decentral.modules import Modules, parts
 from decentral.options import RunOptions
@@ -64,10 +65,13 @@ class Run:
         founder: bool,
         modules: Modules | None = None,
         make_group: GroupFactory | None = None,
+        lockstep: Lockstep | None = None,
     ) -> None:
-        """`modules`: parts of the model that have rounds of their own (None: one for all of it)."""
+        """`modules`: parts of the model that have rounds of their own (None: one for all of it);
+        `lockstep`: what this process agrees on with the others of its island."""
         self.mesh, self.model, self.strategy = mesh, model, strategy
         self._options, self._founder, self._modules = options, founder, modules
+        self._lockstep, self._leased, self._looked_at = lockstep, False, 0
         self._tags = modules.tags if modules is not None else ("",)
         self._inner = optimizer if isinstance(optimizer, Inner) else _inner(optimizer, options)
         self._book = LeaseBook()
@@ -155,12 +159,18 @@ class Run:
         failpoints.passing("inner-step")
         done = self._inner(loss, tokens, self.progress)
         if done is None:
+            if self._lockstep is not None:
+                self._settle(self._lockstep, stepped=False)
             return
         self._steps += 1
         self._samples_seen = 0
-        self._loop.stepped(done.tokens, done.loss)
+        counted = done.tokens if self._lockstep is None else self._lockstep.total(done.tokens)
+        self._loop.stepped(counted, done.loss)
         self.mesh.progress(self._steps)
         self._loop.drain()
+        if self._lockstep is not None:
+            self._settle(self._lockstep, stepped=True)
+            return
         lease_used_up = bool(self._book.granted) and not self._book.remaining
         if self.finished is None and (self._loop.due or lease_used_up):
             self._loop.synchronize(early=lease_used_up)
@@ -226,7 +236,7 @@ class Run:
     @property
     def finished(self) -> str | None:
         """Why the run is over, once it is."""
-        return self._loop.ended
+        return self._loop.ended if self._lockstep is None else self._lockstep.finished
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -262,10 +272,15 @@ class Run:
             self.mesh.busy(None)
 
     def save(self, path: str | Path) -> Path:
-        """Export the committed parameters and buffers (fp32) as one safetensors file."""
+        """Export the committed parameters and buffers (fp32) as one safetensors file.
+
+        A sharded island: by all its ranks, into a folder (`decentral.islands.shard_save`).
+        """
         from decentral.export import export
 
         with self.busy("save"):
+            if self._lockstep is not None:
+                return self._lockstep.save(self._outer.held, Path(path))
             return export([one.held.state for one in self._rounds.values()], Path(path))
 
     # ------------------------------------------------------------------ its end
@@ -274,11 +289,16 @@ class Run:
         """Propose that the run ends for all at the next committed round."""
         self.mesh.stop(reason)
 
-    def close(self, reason: str = "done") -> None:
-        """Leave the run. Idempotent; blocks until the others know, or for ten seconds."""
+    def close(self, reason: str = "done", *, failed: bool = False) -> None:
+        """Leave the run. Idempotent; blocks until the others know, or for ten seconds.
+
+        `failed`: not as planned; the other ranks of an island are told the reason.
+        """
         if not self._lifetime.end():
             return
         try:
+            if self._lockstep is not None:
+                self._lockstep.close(reason, failed=failed)
             self._loop.close()
             for reporter in self._reporters.values():
                 reporter.close()
@@ -297,7 +317,10 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close(why_it_ended(error))
+        cause = self._lockstep.explain(error) if self._lockstep is not None else None
+        self.close(why_it_ended(cause or error), failed=error is not None)
+        if cause is not None and error is not cause:
+            raise cause from error
 
     # ------------------------------------------------------------------ inside
 
@@ -315,7 +338,7 @@ class Run:
         """Become a member with the committed state in the model. Later calls do nothing."""
         if self._begun:
             return
-        self._begun = True
+        self._begun, self._leased = True, lease_samples > 0
         self._lifetime.begin()
         resumed = {tag: self._resume(tag) for tag in self._rounds}
         holdings = {tag: self._holding(tag, held) for tag, held in resumed.items()}
@@ -333,7 +356,10 @@ class Run:
         for tag, held in resumed.items():
             if held is not None:
                 self._reporters[tag].resumed(held)
-        self._loop.wait_until_current()
+        if self._lockstep is not None:
+            self._lockstep.enter(self._loop, self._outer)
+        else:
+            self._loop.wait_until_current()
         for tag, outer in self._rounds.items():
             if outer.ended is None:
                 self._witnesses[tag].applied(None, outer.held, self._lineage)
@@ -341,6 +367,8 @@ class Run:
             outer = self._rounds[tag]
             if held is not None and held.meta.complete and outer.ended is None:
                 outer.ended = f"the run had already reached its end at round {held.round}"
+        if self._lockstep is not None:
+            self._settle(self._lockstep, stepped=False)
         self._report_end()
 
     def _holding(self, tag: str, resumed: HeldState | None) -> Holding:
@@ -394,12 +422,28 @@ class Run:
 
     def _refill(self) -> bool:
         """`run.data` has no sample left: contribute early, or wait for a lease."""
-        if self._loop.leading.work.steps > 0:
+        if self._lockstep is not None:
+            self._settle(self._lockstep, stepped=False)
+        elif self._loop.leading.work.steps > 0:
             self._loop.synchronize(early=True)
         else:
             self._loop.wait_for_order()
             self._loop.drain()
         return self.finished is None
+
+    def _settle(self, lockstep: Lockstep, *, stepped: bool) -> None:
+        """In an island nothing else waits, ends, or looks at a round: all its processes do so at
+        the same moment, and a callback may use collectives."""
+        lockstep.settle(self._loop, self._outer, self._book, leased=self._leased, stepped=stepped)
+        extra: dict[str, Any] = {}
+        if lockstep.round > self._looked_at:
+            self._looked_at = lockstep.round
+            if self._each_round and self._steps:
+                with self.busy("eval"), self.outer():
+                    for callback in self._each_round:
+                        extra |= callback(self)
+                self.mesh.emit({"event": "eval", "round": lockstep.round, **extra})
+        self._report_end(extra)
 
     def _adopted(self, tag: str, adoption: Adoption | None, held: HeldState) -> None:
         failpoints.passing("adopted")
@@ -408,7 +452,8 @@ class Run:
         self._witnesses[tag].applied(adoption, held, self._lineage)
         extra: dict[str, Any] = {}
         if adoption is not None:
-            if self._each_round and self._rounds[tag] is self._outer:
+            leads = self._rounds[tag] is self._outer
+            if self._each_round and leads and self._lockstep is None:
                 # Own work that no commit has counted would otherwise be evaluated with it.
                 with self.busy("eval"), self.outer():
                     for callback in self._each_round:

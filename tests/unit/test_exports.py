@@ -16,6 +16,7 @@ def test_the_surface_is_pinned():
         "View",
         "__version__",
         "errors",
+        "island",
         "join",
         "start",
     ]
