@@ -32,6 +32,12 @@ class Lifetime:
             signal.signal(signal.SIGTERM, _terminate)
             self._took_sigterm = True
 
+    def hurry_no_more(self) -> None:
+        """The process ends already: a launcher that asks twice must not cut its leave short."""
+        if self._took_sigterm and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self._took_sigterm = False
+
     def end(self) -> bool:
         """Whether this is the first call."""
         if self._ended:

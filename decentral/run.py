@@ -317,6 +317,8 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._lockstep is not None and error is not None:
+            self._lifetime.hurry_no_more()
         cause = self._lockstep.explain(error) if self._lockstep is not None else None
         self.close(why_it_ended(cause or error), failed=error is not None)
         if cause is not None and error is not cause:

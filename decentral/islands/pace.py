@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decentral.errors import DecentralError, FingerprintError
+from decentral.errors import DecentralError, FingerprintError, RefusedError
 from decentral.islands.talk import Talk
 from decentral.islands.watch import Watch
 
@@ -92,7 +92,9 @@ class Pace:
     def enter(self, loop: OuterLoop, outer: OuterRounds) -> None:
         try:
             loop.wait_until_current()
-        except FingerprintError as error:
+        except (FingerprintError, RefusedError) as error:
+            if isinstance(error, RefusedError) and "fingerprint" not in error.says:
+                raise
             ranks = f"{self._talk.size} rank{'s' if self._talk.size != 1 else ''}"
             raise FingerprintError(
                 f"{error.says}; this is an island of {ranks}, and all islands of a run have "
