@@ -308,6 +308,10 @@ class Run:
         finally:
             self.mesh.close()
 
+    def leave_in_peace(self) -> None:
+        """For an island of which a process has failed: its launcher ends the others, twice."""
+        self._lifetime.hurry_no_more()
+
     def __enter__(self) -> Self:
         return self
 
@@ -318,7 +322,7 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         if self._lockstep is not None and error is not None:
-            self._lifetime.hurry_no_more()
+            self.leave_in_peace()
         cause = self._lockstep.explain(error) if self._lockstep is not None else None
         self.close(why_it_ended(cause or error), failed=error is not None)
         if cause is not None and error is not cause:

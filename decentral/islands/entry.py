@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decentral.entry import LISTEN, Optimizers
-from decentral.errors import ConfigError
+from decentral.errors import ConfigError, PeerFailedError
+from decentral.inner_step import InnerStep
 from decentral.islands.founding import gather_shards
 from decentral.islands.pace import Pace
+from decentral.islands.replicas import LeaderStep, LeaderTensors, ReplicatedRun
 from decentral.islands.shard_save import save_shards
 from decentral.islands.shard_tensors import ShardTensors, is_sharded
 from decentral.islands.talk import Talk
@@ -21,6 +26,8 @@ from decentral.strategies.base import Strategy
 
 if TYPE_CHECKING:
     import torch
+
+    from decentral.peer.runtime import Mesh
 
 
 def island(
@@ -38,25 +45,32 @@ def island(
     name: str | None = None,
     listen: str = LISTEN,
     seed: int = 0,
-) -> Run:
+) -> Run | ReplicatedRun:
     """Enter the run that `word` leads to, or found one, with all ranks of torch.distributed.
 
-    Called by every rank with the same arguments, after `init_process_group` and `fully_shard`.
-    Each rank is a peer that exchanges its shard with the same rank of the other islands, which
-    must be as large. Its home is ``home/rank-R``, its port the one of `listen` plus R (0: any free
-    one). `batch_size` of `run.data` is a rank's. Options are those of `decentral.start` and `join`.
+    Called by every rank with the same arguments, after `init_process_group`. `batch_size` of
+    `run.data` is a rank's. Options are those of `decentral.start` and `join`.
 
-    Raises a ConfigError for a model that is not sharded over all ranks, a ConnectError as `join`
-    does; the first `run.data` a FingerprintError, where this island does not fit the run.
+    A model under FSDP2 (`fully_shard`): each rank is a peer that exchanges its shard with the same
+    rank of the other islands, which must be as large. Its home is ``home/rank-R``, its port the one
+    of `listen` plus R (0: any free one).
+
+    A model under `DistributedDataParallel`: rank 0 is the peer, for all; the result is a
+    `ReplicatedRun`.
+
+    Raises a ConfigError for a model that is neither, or not sharded over all ranks; a ConnectError
+    as `join` does; the first `run.data` a FingerprintError, where this island does not fit the run.
     """
-    if not is_sharded(model):
+    from torch.nn.parallel import DistributedDataParallel
+
+    if not isinstance(model, DistributedDataParallel) and not is_sharded(model):
         raise ConfigError(
-            "this model is not sharded: apply torch.distributed.fsdp.fully_shard to it, or train "
-            "it with decentral.join and decentral.start",
+            "this model is neither sharded nor replicated: apply fully_shard or "
+            "DistributedDataParallel to it, or train it with decentral.join and decentral.start",
             phase="island",
         )
     talk = Talk()
-    folder = Path(home) / f"rank-{talk.rank}" if home is not None else None
+    called = name or (Path(home).name if home is not None else "island")
     options = RunOptions(
         schedule=schedule,
         scaler=scaler,
@@ -64,10 +78,54 @@ def island(
         clip_norm=clip_norm,
         target_tokens=target_tokens,
         rounds=rounds,
-        home=folder,
+        home=home,
         seed=seed,
     )
-    called = name or (Path(home).name if home is not None else "island")
+    watch = Watch(talk)
+    with _told(watch):
+        if isinstance(model, DistributedDataParallel):
+            place = MeshPlace(options.home, called, listen)
+            bare: torch.nn.Module = model.module
+            return _replicas(talk, watch, place, word, bare, optimizer, strategy, options)
+        own = Path(home) / f"rank-{talk.rank}" if home is not None else None
+        place = MeshPlace(own, f"{called}-{talk.rank}", port_of_rank(listen, talk.rank))
+        options = replace(options, home=own)
+        return _shards(talk, watch, place, word, model, optimizer, strategy, options)
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPlace:
+    """Where a rank's peer lives."""
+
+    home: Path | str | None
+    name: str
+    listen: str
+
+    def mesh(self, word: str | None) -> Mesh:
+        from decentral.peer.runtime import Mesh, MeshConfig
+
+        return Mesh(
+            MeshConfig(
+                home=Path(self.home) if self.home is not None else None,
+                name=self.name,
+                listen=self.listen,
+                join=(word,) if word is not None else (),
+            )
+        )
+
+
+def _shards(
+    talk: Talk,
+    watch: Watch,
+    place: MeshPlace,
+    word: str | None,
+    model: torch.nn.Module,
+    optimizer: Optimizers,
+    strategy: Strategy,
+    options: RunOptions,
+) -> Run:
+    """All ranks are peers. A founding island's rank 0 brings every shard, and the word for the
+    others."""
     tensors = ShardTensors(model, talk.rank, talk.size)
     given = gather_shards(talk, tensors) if word is None else {}
     tags = shard_tags(talk.size)
@@ -76,48 +134,12 @@ def island(
         held={tags[talk.rank]: tensors},
         given={tags[rank]: shard for rank, shard in given.items()},
     )
-    return _open(word, model, optimizer, strategy, options, modules, tensors, talk, called, listen)
-
-
-def shard_tags(size: int) -> tuple[str, ...]:
-    """The tags of a run of islands with so many ranks: part of its fingerprint."""
-    return tuple(f"shard-{rank}-of-{size}" for rank in range(size))
-
-
-def _open(
-    word: str | None,
-    model: torch.nn.Module,
-    optimizer: Optimizers,
-    strategy: Strategy,
-    options: RunOptions,
-    modules: Modules,
-    tensors: ShardTensors,
-    talk: Talk,
-    name: str,
-    listen: str,
-) -> Run:
-    from decentral.peer.runtime import Mesh, MeshConfig
-
     founds = word is None and talk.rank == 0
-
-    def mesh_of(word: str | None) -> Mesh:
-        return Mesh(
-            MeshConfig(
-                home=Path(options.home) if options.home is not None else None,
-                name=f"{name}-{talk.rank}",
-                listen=port_of_rank(listen, talk.rank),
-                join=(word,) if word is not None else (),
-            )
-        )
-
-    watch = Watch(talk)
-    mesh: Mesh | None = None
+    mesh = place.mesh(None) if founds else None
     try:
         if word is None:
-            mesh = mesh_of(None) if founds else None
             word = talk.share(mesh.join_word.encode() if mesh is not None else None).decode()
-        if mesh is None:
-            mesh = mesh_of(word)
+        mesh = mesh or place.mesh(word)
         beat = mesh.progress
         pace = Pace(
             talk,
@@ -135,11 +157,59 @@ def _open(
             modules=modules,
             lockstep=pace,
         )
-    except BaseException as error:
-        watch.close(str(error) or type(error).__name__)
+    except BaseException:
         if mesh is not None:
             mesh.close()
         raise
+
+
+def _replicas(
+    talk: Talk,
+    watch: Watch,
+    place: MeshPlace,
+    word: str | None,
+    model: torch.nn.Module,
+    optimizer: Optimizers,
+    strategy: Strategy,
+    options: RunOptions,
+) -> ReplicatedRun:
+    """Rank 0 is the peer."""
+    step = (LeaderStep if talk.rank == 0 else InnerStep)(
+        optimizer,
+        schedule=options.schedule,
+        scaler=options.scaler,
+        accumulate=options.accumulate,
+        clip_norm=options.clip_norm,
+    )
+    run = tensors = mesh = None
+    try:
+        if talk.rank == 0:
+            tensors, mesh = LeaderTensors(model), place.mesh(word)
+            run = Run(mesh, tensors, step, strategy, options, founder=word is None)
+        own = talk.share(run.join_word.encode() if run is not None else None).decode()
+        return ReplicatedRun(talk, watch, model, step, run, tensors, own)
+    except BaseException:
+        if mesh is not None:
+            mesh.close()
+        raise
+
+
+@contextmanager
+def _told(watch: Watch) -> Iterator[None]:
+    """The other ranks hear why this one cannot enter, instead of waiting for it."""
+    try:
+        yield
+    except BaseException as error:
+        cause = watch.explain(error) if isinstance(error, PeerFailedError) else None
+        watch.close(str(error) or type(error).__name__)
+        if cause is not None and cause is not error:
+            raise cause from error
+        raise
+
+
+def shard_tags(size: int) -> tuple[str, ...]:
+    """The tags of a run of islands with so many ranks: part of its fingerprint."""
+    return tuple(f"shard-{rank}-of-{size}" for rank in range(size))
 
 
 def port_of_rank(listen: str, rank: int) -> str:

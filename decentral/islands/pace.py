@@ -136,11 +136,7 @@ class Pace:
         return self._save(held, path)
 
     def explain(self, error: BaseException | None) -> DecentralError | None:
-        if error is None:
-            return None
-        failure = self._watch.failure(wait_s=1.0)
-        told = isinstance(error, SystemExit | KeyboardInterrupt) and self._watch.ended_by_hand()
-        return None if told else failure
+        return None if error is None else self._watch.explain(error)
 
     def close(self, reason: str, *, failed: bool) -> None:
         self._watch.close(reason if failed else "")

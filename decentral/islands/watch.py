@@ -27,6 +27,7 @@ from decentral.islands.talk import Talk
 _CONNECT_S = 20.0
 _MAX_BYTES = 4096
 _SECRET_BYTES = 16
+_LAST_WORDS_S = 2.0
 LOOPBACK = "127.0.0.1"
 BY_HAND = ("interrupted", "terminated")
 """What `lifetime.why_it_ended` says of a signal."""
@@ -42,6 +43,7 @@ class Watch:
         self._failed: tuple[int, str] | None = None  # guarded by _changed
         self._done: set[int] = set()  # ranks that have said goodbye; guarded by _changed
         self._closed = False  # guarded by _changed
+        self._left_at: float | None = None
         self._links: dict[int, socket.socket] = {}
         """Rank 0: one per other rank. The others: that to rank 0."""
         self._meet(talk)
@@ -51,15 +53,34 @@ class Watch:
         talk.on_beat = self.check
 
     def check(self) -> None:
-        """Raise the failure of another rank, if there is one."""
+        """While this rank waits for all others: raise the failure of one, if there is one; or say
+        that one has left, and will not come."""
         failure = self.failure()
         if failure is not None:
             raise failure
+        with self._changed:
+            left = next(iter(self._done), None)
+        if left is None:
+            self._left_at = None
+        elif self._left_at is None:
+            self._left_at = time.monotonic()  # perhaps what it did last is only just arriving
+        elif time.monotonic() > self._left_at + _LAST_WORDS_S:
+            raise PeerFailedError(
+                f"rank {left} of this island has left the run while rank {self._rank} goes on: all "
+                "ranks of an island make the same steps and end together",
+                phase="island",
+            )
 
     def ended_by_hand(self) -> bool:
         """Whether the other rank was told to end: then this one has been told, too."""
         with self._changed:
             return self._failed is not None and self._failed[1] in BY_HAND
+
+    def explain(self, error: BaseException) -> PeerFailedError | None:
+        """The failure of another rank that must have led to `error`, if there is one."""
+        failure = self.failure(wait_s=1.0)
+        told = isinstance(error, SystemExit | KeyboardInterrupt) and self.ended_by_hand()
+        return None if told else failure
 
     def failure(self, wait_s: float = 0.0) -> PeerFailedError | None:
         """The first rank that died or failed, if one has; news is waited for that long."""

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ import decentral
 
 options: dict[str, Any] = {
     "rounds": 4, "word": None, "home": None, "step_s": 0.0, "save": None, "sync_every": 4,
-    "fail_at": 0, "eval": False, "company": 0,
+    "fail_at": 0, "eval": False, "gate": None, "kind": "fsdp",
     **json.loads(sys.argv[1]),
 }  # fmt: skip
 
@@ -30,19 +31,33 @@ def say(event: str, **fields: Any) -> None:
     os.write(1, f"{line}\n".encode())  # in one piece: torchrun's ranks share a pipe
 
 
+def local(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def single(model: Any, optimizer: Any, strategy: Any, word: str, **more: Any) -> Any:
+    """No island: a single peer."""
+    return decentral.join(word, model, optimizer, strategy, **more)
+
+
 def main() -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     torch.set_num_threads(1)
     # 5 rows over 2 ranks are 3 and 2; the last layer's single row is rank 0's alone.
     model = nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1))
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer)
-    fully_shard(model)
+    whole = model
+    if options["kind"] == "ddp":
+        model = nn.parallel.DistributedDataParallel(model)
+    elif options["kind"] == "fsdp":
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                fully_shard(layer)
+        fully_shard(model)
     x = torch.linspace(-3, 3, 1000).unsqueeze(1)
     points = torch.utils.data.TensorDataset(x, x.sin())
-    run = decentral.island(
+    enter = decentral.island if options["kind"] != "alone" else single
+    run = enter(
         model,
         torch.optim.AdamW(model.parameters(), lr=3e-3),
         decentral.DiLoCo(sync_every=options["sync_every"], outer_momentum=0.6),
@@ -64,21 +79,26 @@ def main() -> None:
     with run:
         steps = 0
         for xs, ys in run.data(points, batch_size=4):
+            if not steps:
+                say("in")
+                while options["gate"] and not Path(options["gate"]).exists():
+                    time.sleep(0.02)
             loss = (model(xs) - ys).square().mean()
             loss.backward()
             run.step(loss)
             steps += 1
-            alone = len(run.members) < options["company"]
-            time.sleep(0.5 if alone else options["step_s"])
+            time.sleep(options["step_s"])
             if options["fail_at"] == steps and dist.get_rank() == 1:
                 raise ValueError("this rank fails on purpose")
             if run.round != seen:
                 seen = run.round
-                say("round", round=seen, hash=run.state_hash, members=len(run.members))
+                members = len(run.members) if isinstance(run, decentral.Run) else 0
+                say("round", round=seen, hash=run.state_hash, members=members)
         where = str(run.save(options["save"])) if options["save"] else None
         say(
             "done", round=run.round, hash=run.state_hash, tokens=run.tokens, why=run.finished,
             steps=steps, saved=where,
+            weights=[float(w) for p in whole.parameters() for w in local(p).flatten()],
         )  # fmt: skip
     dist.destroy_process_group()
 

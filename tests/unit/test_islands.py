@@ -379,7 +379,7 @@ def test_without_a_process_group() -> None:
 def test_a_plain_model_is_no_island() -> None:
     model = net()
     assert not is_sharded(model)
-    with pytest.raises(ConfigError, match="not sharded"):
+    with pytest.raises(ConfigError, match="neither sharded nor replicated"):
         island(model, torch.optim.SGD(model.parameters(), lr=0.1), DiLoCo())
 
 
