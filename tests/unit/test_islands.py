@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from decentral.errors import ConfigError, PeerFailedError
+from decentral.errors import ConfigError, DiskError, PeerFailedError
 from decentral.islands.entry import island, port_of_rank, shard_tags
 from decentral.islands.founding import GivenTensors, gather_shards, pack_layout, unpack_layout
 from decentral.islands.pace import Pace, Standing, Verdict
-from decentral.islands.shard_save import committed
+from decentral.islands.shard_save import _together, committed, write_part
 from decentral.islands.shard_tensors import ShardTensors, is_sharded
 from decentral.islands.talk import Talk
 from decentral.islands.watch import Watch
@@ -141,11 +143,11 @@ class TestShardTensors:
         tensors = ShardTensors(sharded(), of_two, 2)
         momentum = aligned_zeros(tensors.layout.trainable)
         held = seal(tensors.layout, tensors.as_read(), momentum, Meta())
-        named = committed(tensors, held, buffers=of_two == 0)
-        assert {name: tuple(one.shape) for name, one in named.items()} == {
-            "0.weight": (5, 2), "0.bias": (5,), "2.weight": (1, 5), "2.bias": (1,),
-        }  # fmt: skip
-        assert named["2.bias"].to_local().numel() == 1 - of_two
+        for buffers in (True, False):
+            named = committed(tensors, held, buffers=buffers)
+            assert {name: one.shape for name, one in named.items()} == {
+                slot.name: slot.shape for slot in tensors.layout.slots
+            }
 
 
 class TestVerdict:
@@ -305,6 +307,42 @@ class TestPace:
         assert outers[1].synchronized == 0
 
 
+def load_parts(folder: Path, into: dict[str, torch.Tensor]) -> None:
+    with pytest.warns(UserWarning, match="load in a single process"):
+        dcp.load(into, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+
+
+class TestSave:
+    def parts(self, folder: Path, ranks: int, name: str = "w") -> None:
+        """A (5, 2) parameter, row by row over so many ranks."""
+        rows = np.arange(10, dtype=np.float32).reshape(5, 2)
+        for rank, part in enumerate(np.array_split(rows, ranks)):
+            start = int(part[0, 0]) // 2
+            path = folder / f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
+            write_part(path, {name: np.ascontiguousarray(part)}, {name: [start, 0]})
+
+    def test_the_parts_of_three_ranks_are_read_as_one(self, tmp_path: Path) -> None:
+        self.parts(tmp_path, 3)
+        loaded = {"w": torch.zeros(5, 2)}
+        load_parts(tmp_path, loaded)
+        assert loaded["w"].flatten().tolist() == list(range(10))
+
+    def test_one_rank_cannot_write(self, tmp_path: Path) -> None:
+        bench = Bench(2)
+        told: list[str] = []
+
+        def fail() -> None:
+            raise OSError("no space left")
+
+        def rank(n: int) -> None:
+            with pytest.raises(DiskError) as error:
+                _together(BenchTalk(bench, n), tmp_path, fail if n else None)  # type: ignore[arg-type]
+            told.append(error.value.says)
+
+        together(lambda: rank(0), lambda: rank(1))
+        assert told == [f"{tmp_path} could not be written by rank 1: no space left"] * 2
+
+
 class TestWatch:
     def make(self, size: int = 3) -> list[Watch]:
         bench = Bench(size)
@@ -407,5 +445,11 @@ def test_an_island_of_one_rank_trains(alone: None, tmp_path: Path) -> None:
         assert run.rounds == {"shard-0-of-1": 3} and looks == [1, 2, 3]
         assert run.tokens == 3 * 2 * 4
         saved = run.save(tmp_path / "final")
-    assert (saved / "model-00001-of-00001.safetensors").exists()
+    weights = {name: p.full_tensor().detach() for name, p in model.named_parameters()}  # type: ignore[operator]
+    whole = load_file(saved / "model-00001-of-00001.safetensors")
+    assert whole.keys() == weights.keys()
+    loaded = {name: torch.zeros_like(one) for name, one in weights.items()}
+    load_parts(saved / "sharded", loaded)
+    for name, one in weights.items():
+        assert torch.equal(one, whole[name]) and torch.equal(one, loaded[name])
     assert (tmp_path / "rank-0" / "checkpoints" / "module-shard-0-of-1").is_dir()
