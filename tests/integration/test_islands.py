@@ -196,3 +196,43 @@ def test_replicas_train_with_a_single_peer(islands: list[Island], tmp_path: Path
     assert set(load_file(tmp_path / "final.safetensors")) == {
         "0.weight", "0.bias", "2.weight", "2.bias",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_all_are_killed_and_come_back(islands: list[Island], tmp_path: Path) -> None:
+    """Each rank goes on from its own disk; the founder's new join word is as good as the first."""
+
+    def both(rounds: int) -> list[Island]:
+        one = start(islands, "a", home=str(tmp_path / "a"), rounds=rounds, step_s=0.02)
+        word = one.wait_for("word", rank=0)["word"]
+        other = start(islands, "b", home=str(tmp_path / "b"), word=word, step_s=0.02)
+        one.wait_for("round", rank=0, members=4)
+        other.wait_for("round", rank=1, members=4)
+        return [one, other]
+
+    def newest(island: Island, rank: int) -> int:
+        return max(int(e["round"]) for e in island.events("round", rank=rank))
+
+    def go_on(pair: list[Island], more: int) -> None:
+        begin = newest(pair[0], 0)
+        for one in pair:
+            for rank in (0, 1):
+                until(
+                    lambda one=one, rank=rank: newest(one, rank) >= begin + more,
+                    timeout_s=40,
+                    says=f"{one.name}: rank {rank} goes on\n{one.text[-3000:]}",
+                )
+
+    first = both(100_000)
+    go_on(first, 5)
+    for one in first:
+        one.close()
+    reached = min(newest(first[0], rank) for rank in (0, 1))
+    again = both(100_000)
+    go_on(again, 5)
+    for rank in (0, 1):
+        seen = [{e["round"]: e["hash"] for e in i.events("round", rank=rank)} for i in again]
+        assert min(seen[0]) >= reached - 2, "it did not begin anew"
+        same = seen[0].keys() & seen[1].keys()
+        assert len(same) > 3 and all(seen[0][n] == seen[1][n] for n in same), seen

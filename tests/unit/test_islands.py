@@ -25,6 +25,9 @@ from decentral.islands.shard_tensors import ShardTensors, is_sharded
 from decentral.islands.talk import Talk
 from decentral.islands.watch import Watch
 from decentral.leases import LeaseBook
+from decentral.peer.admission import Admitted
+from decentral.peer.home import Home
+from decentral.peer.runtime.card import MembershipCard
 from decentral.state import Meta, aligned_zeros, seal
 from decentral.strategies import DiLoCo
 from decentral.types import Range
@@ -425,6 +428,39 @@ def test_names_and_ports() -> None:
     assert shard_tags(2) == ("shard-0-of-2", "shard-1-of-2")
     assert port_of_rank("0.0.0.0:4242", 3) == "0.0.0.0:4245"
     assert port_of_rank("[::]:0", 3) == "[::]:0"
+
+
+def test_a_rank_comes_back_with_a_newer_word(tmp_path: Path) -> None:
+    """Its credential came by another invite: it must not claim that this one signed it."""
+
+    def card(name: str, *join: str) -> MembershipCard:
+        home = Home(tmp_path / name)
+        try:
+            made = MembershipCard(
+                home, home.identity(), name, join=join, credential=None, open_run=False
+            )
+        finally:
+            home.close()
+        made.addresses = (f"127.0.0.1:{len(name)}",)
+        return made
+
+    founder = card("founder")
+    words = [founder.join_word(), founder.join_word()]
+    link = b"e" * 32
+    for word in words:
+        newcomer = card("rank", word)
+        inside = founder.admission(newcomer._me.peer_id, True, link)
+        outside = newcomer.admission(founder._me.peer_id, False, link)
+        say, to = inside.start(), outside
+        while say:
+            say, to = (
+                [m for one in say for m in to.receive(one)],
+                inside if to is outside else outside,
+            )
+        assert isinstance(inside.verdict, Admitted), inside.verdict
+        assert isinstance(outside.verdict, Admitted), outside.verdict
+    with pytest.raises(ConfigError, match="of run"):
+        card("rank", card("another").join_word())
 
 
 def test_an_island_of_one_rank_trains(alone: None, tmp_path: Path) -> None:
