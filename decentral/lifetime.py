@@ -65,3 +65,9 @@ def why_it_ended(error: BaseException | None) -> str:
     if isinstance(error, SystemExit):
         return "terminated"
     return error.says if isinstance(error, DecentralError) else type(error).__name__
+
+
+def in_full(error: BaseException) -> str:
+    """For the processes beside this one: also what an error of the script's own says."""
+    why = why_it_ended(error)
+    return f"{why}: {error}" if why == type(error).__name__ and str(error) else why

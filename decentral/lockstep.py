@@ -41,8 +41,8 @@ class Lockstep(Protocol):
     def save(self, held: HeldState, path: Path) -> Path:
         """Export the island's committed parameters; called by all processes."""
 
-    def explain(self, error: BaseException | None) -> DecentralError | None:
+    def explain(self, error: BaseException) -> DecentralError | None:
         """What to say instead of `error`, where another process of the island has caused it."""
 
-    def close(self, reason: str, *, failed: bool) -> None:
-        """Tell the other processes that this one goes. Idempotent."""
+    def close(self, why: str = "") -> None:
+        """Tell the other processes that this one goes; `why`: it fails. Idempotent."""

@@ -23,10 +23,10 @@ from decentral import failpoints
 from decentral.checkpoint import load_latest
 from decentral.compute import Inner, Tensors
 from decentral.data import Dataset, LeasedData, check_dataset
-from decentral.errors import ConfigError, ContributionError
+from decentral.errors import ConfigError, ContributionError, DecentralError
 from decentral.fingerprint import Fingerprint, dataset_fact, fingerprint
 from decentral.leases import LeaseBook, total
-from decentral.lifetime import Lifetime, why_it_ended
+from decentral.lifetime import Lifetime, in_full, why_it_ended
 from decentral.lockstep import Lockstep
 from decentral.mesh_port import GroupFactory, Holding, MeshPort
 from decentral.modules import Modules, parts
@@ -289,16 +289,13 @@ class Run:
         """Propose that the run ends for all at the next committed round."""
         self.mesh.stop(reason)
 
-    def close(self, reason: str = "done", *, failed: bool = False) -> None:
-        """Leave the run. Idempotent; blocks until the others know, or for ten seconds.
-
-        `failed`: not as planned; the other ranks of an island are told the reason.
-        """
+    def close(self, reason: str = "done") -> None:
+        """Leave the run. Idempotent; blocks until the others know, or for ten seconds."""
         if not self._lifetime.end():
             return
         try:
             if self._lockstep is not None:
-                self._lockstep.close(reason, failed=failed)
+                self._lockstep.close()
             self._loop.close()
             for reporter in self._reporters.values():
                 reporter.close()
@@ -321,11 +318,13 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        cause: DecentralError | None = None
         if self._lockstep is not None and error is not None:
             self.leave_in_peace()
-        cause = self._lockstep.explain(error) if self._lockstep is not None else None
-        self.close(why_it_ended(cause or error), failed=error is not None)
-        if cause is not None and error is not cause:
+            cause = self._lockstep.explain(error)
+            self._lockstep.close(in_full(cause or error))
+        self.close(why_it_ended(cause or error))
+        if cause is not None and cause is not error:
             raise cause from error
 
     # ------------------------------------------------------------------ inside

@@ -18,6 +18,7 @@ from decentral.islands.shard_save import save_shards
 from decentral.islands.shard_tensors import ShardTensors, is_sharded
 from decentral.islands.talk import Talk
 from decentral.islands.watch import Watch
+from decentral.lifetime import in_full
 from decentral.modules import Modules
 from decentral.options import RunOptions
 from decentral.run import Run
@@ -201,7 +202,7 @@ def _told(watch: Watch) -> Iterator[None]:
         yield
     except BaseException as error:
         cause = watch.explain(error) if isinstance(error, PeerFailedError) else None
-        watch.close(str(error) or type(error).__name__)
+        watch.close(in_full(error))
         if cause is not None and cause is not error:
             raise cause from error
         raise

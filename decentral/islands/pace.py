@@ -135,11 +135,11 @@ class Pace:
     def save(self, held: HeldState, path: Path) -> Path:
         return self._save(held, path)
 
-    def explain(self, error: BaseException | None) -> DecentralError | None:
-        return None if error is None else self._watch.explain(error)
+    def explain(self, error: BaseException) -> DecentralError | None:
+        return self._watch.explain(error)
 
-    def close(self, reason: str, *, failed: bool) -> None:
-        self._watch.close(reason if failed else "")
+    def close(self, why: str = "") -> None:
+        self._watch.close(why)
 
     # ------------------------------------------------------------------ inside
 

@@ -25,7 +25,7 @@ from decentral.errors import ConfigError, DecentralError
 from decentral.inner_step import InnerStep
 from decentral.islands.talk import Talk
 from decentral.islands.watch import Watch
-from decentral.lifetime import why_it_ended
+from decentral.lifetime import in_full, why_it_ended
 from decentral.model_tensors import ModelTensors
 from decentral.run import Run
 from decentral.schedule import Progress
@@ -131,9 +131,9 @@ class ReplicatedRun:
 
     # ------------------------------------------------------------------ its end
 
-    def close(self, reason: str = "done", *, failed: bool = False) -> None:
+    def close(self, reason: str = "done") -> None:
         """Leave the run. Idempotent."""
-        self._watch.close(reason if failed else "")
+        self._watch.close()
         if self.run is not None:
             self.run.close(reason)
 
@@ -151,8 +151,9 @@ class ReplicatedRun:
             if self.run is not None:
                 self.run.leave_in_peace()
             cause = self._watch.explain(error)
-        self.close(why_it_ended(cause or error), failed=error is not None)
-        if cause is not None and error is not cause:
+            self._watch.close(in_full(cause or error))
+        self.close(why_it_ended(cause or error))
+        if cause is not None and cause is not error:
             raise cause from error
 
     # ------------------------------------------------------------------ inside
