@@ -1,36 +1,36 @@
-"""Islands without a network: shards as a run's tensors, what ranks conclude, who is alive."""
+"""Islands without a network: shards as a run's tensors, replicas, exports."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from island_bench import Bench, BenchTalk, together
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from decentral.errors import ConfigError, DiskError, PeerFailedError
+from decentral.errors import ConfigError, DiskError
+from decentral.inner_step import InnerStep
 from decentral.islands.entry import island, port_of_rank, shard_tags
 from decentral.islands.founding import GivenTensors, gather_shards, pack_layout, unpack_layout
-from decentral.islands.pace import Pace, Standing, Verdict
+from decentral.islands.replicas import ReplicatedRun
 from decentral.islands.shard_save import _together, committed, write_part
 from decentral.islands.shard_tensors import ShardTensors, is_sharded
 from decentral.islands.talk import Talk
-from decentral.islands.watch import Watch
-from decentral.leases import LeaseBook
+from decentral.lifetime import in_full
 from decentral.peer.admission import Admitted
 from decentral.peer.home import Home
 from decentral.peer.runtime.card import MembershipCard
 from decentral.state import Meta, aligned_zeros, seal
 from decentral.strategies import DiLoCo
-from decentral.types import Range
 
 
 @pytest.fixture
@@ -153,163 +153,6 @@ class TestShardTensors:
             }
 
 
-class TestVerdict:
-    def test_one_is_enough(self) -> None:
-        rows = [Standing(False, False, False, 4).row(), Standing(True, False, False, 3).row()]
-        verdict = Verdict.of(rows)
-        assert (verdict.due, verdict.starved, verdict.ended, verdict.lowest) == (
-            True, False, None, 3,
-        )  # fmt: skip
-        rows.append(Standing(False, True, True, 5).row())
-        assert Verdict.of(rows) == Verdict(due=True, starved=True, ended=2, lowest=3)
-
-
-class Bench:
-    """Ranks as threads: what `Talk` does, without torch."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.rows: dict[int, Any] = {}
-        self.barrier = threading.Barrier(size, timeout=10)
-
-    def exchange(self, rank: int, value: Any) -> list[Any]:
-        self.rows[rank] = value
-        self.barrier.wait()
-        everybody = [self.rows[one] for one in range(self.size)]
-        self.barrier.wait()
-        return everybody
-
-
-class BenchTalk:
-    def __init__(self, bench: Bench, rank: int) -> None:
-        self.bench, self.rank, self.size = bench, rank, bench.size
-        self.on_beat: Callable[[], None] = lambda: None
-
-    def compare(self, row: list[int], meanwhile: Callable[[], None] | None = None) -> Any:
-        if meanwhile is not None:
-            meanwhile()
-        return self.bench.exchange(self.rank, row)
-
-    def share(self, data: bytes | None, root: int = 0) -> bytes:
-        return self.bench.exchange(self.rank, data)[root]  # type: ignore[no-any-return]
-
-
-class Outer:
-    """As much of OuterRounds and OuterLoop as a pace looks at."""
-
-    def __init__(self, round: int = 1, steps: int = 0, due: bool = False) -> None:
-        self.held, self.work = self, self
-        self.round, self.steps, self.due = round, steps, due
-        self.ended: str | None = None
-        self.asked = self.waiting = False
-        self.synchronized = 0
-        self.on_synchronize: Callable[[], None] = lambda: None
-
-    def drain(self) -> None: ...
-
-    def wait_until_current(self) -> None: ...
-
-    def contribute(self) -> None:
-        self.waiting = True
-
-    def synchronize(self, *, early: bool = False) -> None:
-        self.synchronized += 1
-        self.round += 1
-        self.steps, self.due, self.waiting, self.asked = 0, False, False, False
-        self.on_synchronize()
-
-
-def settle(outers: list[Outer], books: list[LeaseBook] | None = None) -> list[Pace]:
-    bench = Bench(len(outers))
-    paces = [
-        Pace(BenchTalk(bench, n), None, lambda: None, None)  # type: ignore[arg-type]
-        for n in range(len(outers))
-    ]
-    together(
-        *(
-            lambda n=n: paces[n].settle(  # type: ignore[misc]
-                outers[n],
-                outers[n],
-                books[n] if books else LeaseBook(),
-                leased=books is not None,
-                stepped=True,
-            )
-            for n in range(len(outers))
-        )
-    )
-    return paces
-
-
-def together(*lives: Callable[[], Any]) -> None:
-    errors: list[BaseException] = []
-
-    def live(one: Callable[[], Any]) -> None:
-        try:
-            one()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=live, args=(one,), daemon=True) for one in lives]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive(), "a rank waits for ever"
-    assert not errors, errors
-
-
-class TestPace:
-    def test_nobody_is_due(self) -> None:
-        outers = [Outer(steps=2), Outer(steps=2)]
-        assert [pace.round for pace in settle(outers)] == [1, 1]
-        assert [one.synchronized for one in outers] == [0, 0]
-
-    def test_one_is_asked_and_all_contribute(self) -> None:
-        outers = [Outer(steps=2), Outer(steps=2, due=True), Outer(steps=2)]
-        assert [pace.round for pace in settle(outers)] == [2, 2, 2]
-        assert [one.synchronized for one in outers] == [1, 1, 1]
-
-    def test_who_is_ahead_waits_until_the_others_are_there(self) -> None:
-        outers = [Outer(round=4, steps=4, due=True), Outer(round=3, steps=4, due=True)]
-        settle(outers)
-        assert [one.synchronized for one in outers] == [0, 1]
-        assert [one.round for one in outers] == [4, 4]
-
-    def test_one_has_no_samples_left_and_gets_some(self) -> None:
-        books = [LeaseBook(), LeaseBook()]
-        books[0].grant((Range(0, 4),))
-        books[1].grant((Range(4, 8),))
-        books[1].hand_out((Range(4, 8),))
-        outers = [Outer(steps=1), Outer(steps=2)]
-        outers[1].on_synchronize = lambda: books[1].grant((Range(8, 12),))
-        settle(outers, books)
-        assert [one.synchronized for one in outers] == [1, 1]
-        assert books[1].remaining
-
-    def test_the_end_of_one_is_the_end_of_all(self) -> None:
-        outers = [Outer(steps=2), Outer(steps=2)]
-        outers[1].ended = "the run reached its end at round 7"
-        assert [pace.finished for pace in settle(outers)] == [outers[1].ended] * 2
-        assert [one.synchronized for one in outers] == [0, 0]
-
-    def test_the_end_comes_with_the_round(self) -> None:
-        outers = [Outer(steps=2, due=True), Outer(steps=2, due=True)]
-        outers[0].on_synchronize = lambda: setattr(outers[0], "ended", "enough")
-        assert [pace.finished for pace in settle(outers)] == ["enough", "enough"]
-
-    def test_who_waits_for_the_others_to_come_in_has_nothing_to_add(self) -> None:
-        outers = [Outer(), Outer()]
-        outers[0].asked = True
-        bench = Bench(2)
-        paces = [
-            Pace(BenchTalk(bench, n), None, lambda: None, None)  # type: ignore[arg-type]
-            for n in (0, 1)
-        ]
-        together(*(lambda n=n: paces[n].enter(outers[n], outers[n]) for n in (0, 1)))  # type: ignore[misc, arg-type]
-        assert not outers[0].waiting and outers[0].synchronized == 1
-        assert outers[1].synchronized == 0
-
-
 def load_parts(folder: Path, into: dict[str, torch.Tensor]) -> None:
     with pytest.warns(UserWarning, match="load in a single process"):
         dcp.load(into, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
@@ -344,46 +187,6 @@ class TestSave:
 
         together(lambda: rank(0), lambda: rank(1))
         assert told == [f"{tmp_path} could not be written by rank 1: no space left"] * 2
-
-
-class TestWatch:
-    def make(self, size: int = 3) -> list[Watch]:
-        bench = Bench(size)
-        made: dict[int, Watch] = {}
-        together(
-            *(
-                lambda n=n: made.update({n: Watch(BenchTalk(bench, n))})  # type: ignore[misc, arg-type]
-                for n in range(size)
-            )
-        )
-        return [made[n] for n in range(size)]
-
-    def test_goodbyes_are_no_failures(self) -> None:
-        watches = self.make()
-        together(*(one.close for one in watches))
-        assert [one.failure() for one in watches] == [None] * 3
-        assert not [t for t in threading.enumerate() if t.name == "island watch"]
-
-    def test_everybody_hears_why_one_failed(self) -> None:
-        watches = self.make()
-        watches[2].close("the disk is full")
-        for one in watches[:2]:
-            failure = one.failure(wait_s=5)
-            assert failure is not None
-            assert "rank 2 of this island has failed: the disk is full" in failure.says
-            with pytest.raises(PeerFailedError):
-                one.check()
-        together(*(one.close for one in watches[:2]))
-
-    @pytest.mark.parametrize("dead", [0, 1])
-    def test_everybody_hears_who_died(self, dead: int) -> None:
-        watches = self.make()
-        for link in watches[dead]._links.values():
-            link.shutdown(2)  # as the kernel does for a process that is gone
-        for one in (one for n, one in enumerate(watches) if n != dead):
-            failure = one.failure(wait_s=5)
-            assert failure is not None and f"rank {dead} of this island is gone" in failure.says
-        together(*(one.close for one in watches))
 
 
 def test_a_layout_crosses_the_island(of_two: int) -> None:
@@ -489,3 +292,64 @@ def test_an_island_of_one_rank_trains(alone: None, tmp_path: Path) -> None:
     for name, one in weights.items():
         assert torch.equal(one, whole[name]) and torch.equal(one, loaded[name])
     assert (tmp_path / "rank-0" / "checkpoints" / "module-shard-0-of-1").is_dir()
+
+
+def test_replicas_of_one_rank_train(alone: None, tmp_path: Path) -> None:
+    """DDP: rank 0 leases, trains and exports what the plain model would be."""
+    model = nn.parallel.DistributedDataParallel(net())
+    x = torch.ones(64, 2)
+    data = torch.utils.data.TensorDataset(x, x[:, :1])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with island(model, optimizer, DiLoCo(sync_every=2), rounds=3, listen="127.0.0.1:0") as run:
+        assert isinstance(run, ReplicatedRun) and run.run is not None
+        with pytest.raises(ConfigError, match="num_workers"):
+            run.data(data, batch_size=4, num_workers=1)
+        for xs, ys in run.data(data, batch_size=4):
+            assert xs.shape == (4, 2)
+            (model(xs) - ys).square().mean().backward()
+            run.step(0.0)
+        assert (run.round, run.tokens, run.state_hash) == (3, 24, run.run.state_hash)
+        assert run.finished == "the run reached its end at round 3"
+        assert run.join_word == run.run.join_word
+        saved = load_file(run.save(tmp_path / "final"))
+    assert saved.keys() == dict(model.module.named_parameters()).keys()
+    for name, parameter in model.module.named_parameters():
+        assert torch.equal(saved[name], parameter)
+
+
+def test_a_follower_takes_what_rank_0_has_changed(alone: None) -> None:
+    """Rank 0's news: indices, the clock, and that its optimizer starts afresh."""
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    step = InnerStep(optimizer)
+    news = [
+        ([0, 1], None, 1, 0, (8, 0.5, 0.25), (0, 0, "aa")),
+        ([2], None, 1, 1, (16, 1.0, 0.5), (1, 8, "bb")),
+        (None, "enough", 2, 1, (16, 1.0, 0.5), (1, 8, "bb")),
+    ]
+
+    class Told:
+        rank, size = 0, 1
+
+        def share(self, data: bytes | None, root: int = 0) -> bytes:
+            assert data is None
+            return bytes(msgpack.packb(news.pop(0)))
+
+    talk: Any = Told()
+    talk.rank, talk.size = 1, 2
+    watch: Any = None
+    run = ReplicatedRun(talk, watch, model, step, None, None, "word")
+    batches = []
+    for batch in run.data([[0.5], [1.0], [1.5]], batch_size=1, collate=torch.tensor):
+        batches.append(batch.flatten().tolist())
+        assert len(optimizer.state) == (0 if run.progress.tokens == 16 else len(optimizer.state))
+        model(batch).sum().backward()
+        run.step(0.0)
+    assert batches == [[1.0], [1.5]], "its own samples; one of the others' where there is none"
+    assert run.progress.fraction == 0.5 and run.state_hash == "bb" and run.finished == "enough"
+
+
+def test_what_other_processes_hear_of_an_error() -> None:
+    assert in_full(ValueError("no such column")) == "ValueError: no such column"
+    assert in_full(ConfigError("batch_size is at least 1")) == "batch_size is at least 1"
+    assert in_full(KeyboardInterrupt()) == "interrupted"
