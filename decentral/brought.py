@@ -79,7 +79,7 @@ class Brought:
         return held
 
     def recall(self, tag: str) -> None:
-        """What is this peer's alone counts again. Of error feedback only if the run goes on from the
+        """What is this peer's alone counts again; error feedback only if the run goes on from the
         very state that it was kept with: what has been counted since may not be sent twice."""
         held, own = self.resumed.get(tag), self._own.pop(tag, {})
         outer = self._rounds[tag]
