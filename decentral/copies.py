@@ -159,7 +159,9 @@ class Copies:
     def _print(self, line: str, out: str) -> None:
         # The copy must never wait for, or end by, what becomes of its words here.
         with self._printing, contextlib.suppress(OSError, ValueError):
-            print(line, file=getattr(sys, out), flush=True)
+            stream = getattr(sys, out)
+            stream.write(line + "\n")  # in one piece, among what the script itself prints
+            stream.flush()
 
     def _close(self) -> None:
         deadline = time.monotonic() + LAST_LINES_S

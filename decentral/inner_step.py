@@ -104,7 +104,8 @@ class InnerStep:
             for j, values in optimizer.state_dict()["state"].items():
                 for name, value in values.items():
                     if isinstance(value, torch.Tensor):
-                        copy = value.detach().to("cpu", torch.float32, copy=True)
+                        own = value.to_local() if hasattr(value, "to_local") else value
+                        copy = own.detach().to("cpu", torch.float32, copy=True)
                         found[f"{i}/{j}/{name}"] = copy.contiguous().numpy()
         return found
 
@@ -117,7 +118,11 @@ class InnerStep:
                 loaded[int(i)].setdefault(int(j), {})[name] = torch.from_numpy(value.copy())
         for optimizer, values in zip(self._optimizers, loaded, strict=True):
             known = optimizer.state_dict()
-            if values.keys() <= {j for group in known["param_groups"] for j in group["params"]}:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            if values.keys() <= set(range(len(parameters))):
+                for which, tensors in values.items():
+                    like = parameters[which]
+                    values[which] = {name: _like(like, one) for name, one in tensors.items()}
                 groups = optimizer.param_groups
                 optimizer.load_state_dict({**known, "state": values})
                 # Torch puts new groups in their place; schedules set the rates of those they know.
@@ -148,6 +153,22 @@ class InnerStep:
         self._scaler.update()
         # The scale falls exactly when a gradient was not finite and the step was left out.
         return bool(self._scaler.get_scale() < before)
+
+
+def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """This process's part of a sharded parameter's state, as the optimizer wants to see it."""
+    if not hasattr(parameter, "to_local") or value.shape != parameter.to_local().shape:
+        return value
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        value.to(parameter.to_local().device),
+        parameter.device_mesh,  # type: ignore[attr-defined]
+        parameter.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def _set_lr(group: dict[str, Any], lr: float) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 LOOPBACK = "127.0.0.1:0"
+NEWS_S = 2.0
 NOTICE_S = 30.0
 """A script that waits so long for its copies says so."""
 THREADS = "OMP_NUM_THREADS"
@@ -116,6 +117,10 @@ class CopyRun(Run):
 
         with self.busy("wait for the other peers"):
             self.origin.wait(GO, meanwhile)
+            # The parent has seen all of them come in; here that may be a moment later.
+            until = time.monotonic() + NEWS_S
+            while meanwhile() and len(self.members) < 2 and time.monotonic() < until:
+                time.sleep(LOOK_S)
 
 
 class FirstRun(Run):

@@ -27,11 +27,15 @@ points = [torch.full((4,), float(i % 7)) for i in range(5000)]
 run = decentral.local(peers, model, optimizer, strategy, rounds=rounds, home=home)
 name, seen = run.mesh.name, 0
 
+def say(*words):  # at once: a copy's lines may come between the pieces of a print
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+    sys.stdout.flush()
+
 def train():
     global seen
     for batch in run.data(points, batch_size=4):
         if not seen:
-            print("training", os.getpid(), len(run.members), torch.get_num_threads(), flush=True)
+            say("training", os.getpid(), len(run.members), torch.get_num_threads())
         time.sleep(0.005)
         loss = (model(batch) - batch.sum(1, keepdim=True)).square().mean()
         loss.backward()
@@ -47,7 +51,7 @@ else:
     with run:
         train()
         run.save("final")
-print("state", run.round, run.state_hash, flush=True)
+say("state", run.round, run.state_hash)
 sys.exit(3 if fault == "no-with" and name == "peer-2" else 0)
 """
 
