@@ -1,4 +1,4 @@
-"""`decentral bench strategies` in small: real processes, every kind of row, and no figure judged."""
+"""`decentral bench strategies` in small: real processes, every kind of row, no figure judged."""
 
 from __future__ import annotations
 
