@@ -83,6 +83,8 @@ class AsyncDiLoCo(OuterOptimization):
         momentum = memory.setdefault("eager", np.zeros_like(own))
         momentum *= np.float32(self.outer_momentum)
         momentum += progress
-        share = np.float32(self.outer_lr / members)
-        start: Array = theta - share * (own + np.float32(self.outer_momentum) * momentum)
-        return start
+        ahead = momentum.copy()
+        ahead *= np.float32(self.outer_momentum)
+        ahead += own
+        ahead *= np.float32(self.outer_lr / members)
+        return theta - ahead
