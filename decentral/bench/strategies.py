@@ -98,6 +98,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for row in rows
     ]
     done = list(_run_all(jobs, args.log))
+    failed = [
+        f"{one['row']}, seed {one['seed']}: {one['failed']}" for one in done if "failed" in one
+    ]
+    done = [one for one in done if "failed" not in one]
+    if not done:
+        raise DecentralError("; ".join(failed), phase="bench")
     report = {
         "bench": "strategies",
         "steps": args.steps,
@@ -105,6 +111,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "recipe": args.recipe,
         "against": args.against,
         "results": summaries(done, args.against),
+        "held": not failed,
+        "failed": failed,
         "machine": about(),
     }
     if args.plot is not None:
@@ -135,7 +143,11 @@ def _run_all(jobs: Sequence[Job], log: Path | None) -> Iterator[dict[str, Any]]:
             progress.update(bar, description=f"{job.row.name}, seed {job.seed}")
             result = known.get(json.dumps(job.key))
             if result is None:
-                made = _baseline(job) if job.row.baseline else _between_processes(job, server)
+                try:
+                    made = _baseline(job) if job.row.baseline else _between_processes(job, server)
+                except DecentralError as error:
+                    yield {**job.key, "failed": str(error)}
+                    continue
                 result = {**job.key, **made}
                 if log is not None:
                     with log.open("a") as file:
@@ -204,8 +216,6 @@ def _between_processes(job: Job, server: ForkServer) -> dict[str, Any]:
                     "--join", str(peer.wait_for("listening", timeout_s=START_S)["join"])
                 ]  # fmt: skip
             ends = [peer.wait_for("trained", timeout_s=limit_s) for peer in peers]
-            for peer in peers:
-                peer.process.wait(START_S)
             return _outcome(job, peers, ends)
         finally:
             for peer in peers:
@@ -229,7 +239,11 @@ def _outcome(
         "steps_of_each": [end["steps"] for end in ends],
         "seconds": max(end["seconds"] for end in ends),
         "bytes_sent": round(statistics.fmean(end["bytes_sent"] for end in ends)),
-        "faults": sum(len(peer.events("fault")) for peer in peers),
+        "faults": [
+            f"{peer.name}, {event['kind']}: {event['says']}"
+            for peer in peers
+            for event in peer.events("fault")
+        ],
     }
 
 
@@ -302,6 +316,8 @@ def show(report: dict[str, Any], console: Console) -> None:
             f"{result['bytes_sent'] / 2**20:.1f} MiB{computed}",
         )  # fmt: skip
     console.print(table)
+    for says in report["failed"]:
+        console.print(f"failed: {says}")
     console.print(
         "± is a 95 % interval of the mean over seeds (Student's t), and differences are paired by "
         "seed. Bytes are all that a peer sent from its first step on, control messages included."

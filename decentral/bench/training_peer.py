@@ -65,6 +65,12 @@ class LossyDiLoCo(DiLoCo):
 KNOWN = (*STRATEGIES, LossyDiLoCo)
 
 
+def prepare() -> None:
+    """In the fork server: the corpus is read, and what torch imports with its first optimizer is
+    there, before the first peer is forked. Both take longer than a peer's start."""
+    load("gpt").build(0)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slow", type=float, default=1.0, metavar="F", help="a step takes F times as long"
@@ -98,8 +104,10 @@ def train(mesh: Mesh, args: argparse.Namespace) -> None:
             run.step(loss, tokens=task.tokens_of(batch))
             steps += 1
         seconds, (sent, _) = time.monotonic() - began, mesh.traffic()
-        with run.busy("eval"), run.outer():
-            val_loss = task.evaluate(task.model)
+        val_loss = None
+        if founder:  # the others hold the same bits
+            with run.busy("eval"), run.outer():
+                val_loss = task.evaluate(task.model)
         mesh.emit(
             {
                 "event": "trained",

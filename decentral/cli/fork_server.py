@@ -8,7 +8,7 @@
 
 A start costs half a second of a core otherwise: with dozens of peers on two cores, a harness that
 starts one every second would measure little else. The server has one thread and no link, so that
-a child begins as any process does.
+a child begins as any process does. A module may have ``prepare()``, which the server calls once.
 """
 
 from __future__ import annotations
@@ -171,6 +171,9 @@ def main(argv: Sequence[str]) -> int:
     module = importlib.import_module(name)
     for one in PRELOADED:
         importlib.import_module(one)
+    prepare = getattr(module, "prepare", None)
+    if prepare is not None:
+        prepare()
     gc.collect()
     gc.freeze()  # what all children share is never written to
     child = serve(socket.socket(fileno=int(fd)))

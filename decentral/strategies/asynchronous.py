@@ -7,6 +7,7 @@
     rebased    start(r+1) = θ(r) − Δm^r                   all of it, as trained
     eager      start(r+1) = θ(r) − (η/M) (Δm^r + μ b_m)   this peer's share of what is to come,
                b_m ← μ b_m + Δm^r                         M members
+    ahead      start(r+1) = θ(r) − η (Δm^r + μ b_m)       own work taken for everybody's
 
 *Delayed* is PCCL's "async DiLoCo". *Eager* is "Eager Updates for Overlapped Communication" (Kale
 et al. 2025, arXiv 2502.12996, Algorithm 2). Written there, every peer's θ and momentum differ; this
@@ -32,7 +33,7 @@ from decentral.strategies.outer import OuterOptimization, one_of, within
 if TYPE_CHECKING:
     from decentral.types import Array
 
-VARIANTS = ("eager", "delayed", "rebased")
+VARIANTS = ("eager", "delayed", "rebased", "ahead")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +45,11 @@ class AsyncDiLoCo(OuterOptimization):
     outer_lr: float = 0.5
     outer_momentum: float = 0.3
     variant: str = "eager"
-    """"eager", "delayed" or "rebased", as above."""
+    """"eager", "delayed", "rebased" or "ahead", as above."""
     staleness_penalty: float = 1.0
     """Δ is divided by this (CO2's staleness gap, as a constant); 1: as it is."""
+    correction: float = 0.5
+    """λ of *ahead*, in [0, 1]: how much of a start's distance from θ one phase undoes."""
     momentum_clip: float | None = None
     """Bound on the magnitude of each element of the outer momentum; None: none."""
 
@@ -54,6 +57,7 @@ class AsyncDiLoCo(OuterOptimization):
         OuterOptimization.__post_init__(self)
         one_of("variant", self.variant, VARIANTS)
         within("staleness_penalty", self.staleness_penalty, 1, 100)
+        within("correction", self.correction, 0, 1)
         if self.momentum_clip is not None and not self.momentum_clip > 0:
             raise ConfigError(f"momentum_clip is positive, not {self.momentum_clip!r}")
 
@@ -80,11 +84,20 @@ class AsyncDiLoCo(OuterOptimization):
             return theta.copy()
         if self.variant == "rebased":
             return theta - own
-        momentum = memory.setdefault("eager", np.zeros_like(own))
+        ahead = self.variant == "ahead"
+        momentum = memory.setdefault("momentum", np.zeros_like(own))
+        if ahead and "start" in memory:
+            # This peer began elsewhere than at θ, and what it did about that is no news of θ.
+            aside = memory["start"] - theta
+            aside *= np.float32(self.correction)
+            own, progress = own - aside, progress - aside
         momentum *= np.float32(self.outer_momentum)
         momentum += progress
-        ahead = momentum.copy()
-        ahead *= np.float32(self.outer_momentum)
-        ahead += own
-        ahead *= np.float32(self.outer_lr / members)
-        return theta - ahead
+        step = momentum.copy()
+        step *= np.float32(self.outer_momentum)
+        step += own
+        step *= np.float32(self.outer_lr / (1 if ahead else members))
+        start: Array = theta - step
+        if ahead:
+            memory["start"] = start
+        return start

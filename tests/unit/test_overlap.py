@@ -126,9 +126,7 @@ def test_async_starts_from_the_last_outcome_and_its_own_share(
             starts = [theta.copy() for _ in range(peers)]
         else:
             own_b = [momentum * own_b[m] + deltas[m] for m in range(peers)]
-            starts = [
-                theta - 0.6 / peers * (deltas[m] + momentum * own_b[m]) for m in range(peers)
-            ]
+            starts = [theta - 0.6 / peers * (deltas[m] + momentum * own_b[m]) for m in range(peers)]
         before = deltas
     assert before is not None
     theta = outer.step(theta, np.mean(before, axis=0))
