@@ -126,7 +126,9 @@ def test_async_starts_from_the_last_outcome_and_its_own_share(
             starts = [theta.copy() for _ in range(peers)]
         else:
             own_b = [momentum * own_b[m] + deltas[m] for m in range(peers)]
-            starts = [theta - 0.6 / peers * (deltas[m] + momentum * own_b[m]) for m in range(peers)]
+            starts = [
+                theta - 0.6 / peers * (deltas[m] + momentum * own_b[m]) for m in range(peers)
+            ]
         before = deltas
     assert before is not None
     theta = outer.step(theta, np.mean(before, axis=0))
@@ -158,6 +160,16 @@ def test_rebased_alone_is_training_without_a_break() -> None:
     runs, seen = trained(1, strategy)
     expected = phase(founder(), seen[0][: ROUNDS * H])
     np.testing.assert_allclose(committed(runs[0]), expected, atol=2e-6)
+
+
+def test_who_takes_its_own_work_for_everybodys_and_is_alone_is_right() -> None:
+    """Then the outcome is where the next phase has begun: DiLoCo, its communication hidden."""
+    strategy = AsyncDiLoCo(sync_every=H, outer_lr=0.6, outer_momentum=0.4, variant="ahead")
+    runs, seen = trained(1, strategy)
+    outer, theta = Nesterov(0.6, 0.4), founder()
+    for r in range(ROUNDS):
+        theta = outer.step(theta, theta - phase(theta, seen[0][r * H : (r + 1) * H]))
+    np.testing.assert_allclose(committed(runs[0]), theta, atol=2e-6)
 
 
 @pytest.mark.parametrize("tau", [1, 2])
