@@ -53,7 +53,7 @@ class Job:
         """What a result is recognized by in a log."""
         return {
             "row": self.row.name,
-            "strategy": "" if self.row.baseline else spell(self.row.strategy),
+            "options": {} if self.row.baseline else dict(self.row.strategy.options()),
             "slow": list(self.row.slow),
             "lr": self.lr,
             "seed": self.seed,
@@ -148,7 +148,8 @@ def _run_all(jobs: Sequence[Job], log: Path | None) -> Iterator[dict[str, Any]]:
                 except DecentralError as error:
                     yield {**job.key, "failed": str(error)}
                     continue
-                result = {**job.key, **made}
+                word = "" if job.row.baseline else spell(job.row.strategy)
+                result = {**job.key, "strategy": word, **made}
                 if log is not None:
                     with log.open("a") as file:
                         file.write(json.dumps(result) + "\n")
@@ -160,10 +161,13 @@ def _read(log: Path | None) -> dict[str, dict[str, Any]]:
     if log is None or not log.exists():
         return {}
     found = {}
-    names = ("row", "strategy", "slow", "lr", "seed", "steps", "peers", "recipe")
+    names = ("row", "options", "slow", "lr", "seed", "steps", "peers", "recipe")
     for line in log.read_text().splitlines():
-        result = json.loads(line)
-        found[json.dumps({name: result[name] for name in names})] = result
+        try:
+            result = json.loads(line)
+            found[json.dumps({name: result[name] for name in names})] = result
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{log} holds a line that is no run: {error}", phase="log") from error
     return found
 
 

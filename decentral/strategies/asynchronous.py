@@ -42,14 +42,15 @@ class AsyncDiLoCo(OuterOptimization):
 
     name: ClassVar[str] = "async-diloco"
 
-    outer_lr: float = 0.5
-    outer_momentum: float = 0.3
-    variant: str = "eager"
+    outer_lr: float = 0.7
+    outer_momentum: float = 0.6
+    variant: str = "ahead"
     """"eager", "delayed", "rebased" or "ahead", as above."""
     staleness_penalty: float = 1.0
     """Δ is divided by this (CO2's staleness gap, as a constant); 1: as it is."""
-    correction: float = 0.5
-    """λ of *ahead*, in [0, 1]: how much of a start's distance from θ one phase undoes."""
+    correction: float | None = None
+    """λ of *ahead*, in [0, 1]: which part of a start's distance from θ a phase is taken to undo.
+    None: as below."""
     momentum_clip: float | None = None
     """Bound on the magnitude of each element of the outer momentum; None: none."""
 
@@ -57,13 +58,33 @@ class AsyncDiLoCo(OuterOptimization):
         OuterOptimization.__post_init__(self)
         one_of("variant", self.variant, VARIANTS)
         within("staleness_penalty", self.staleness_penalty, 1, 100)
-        within("correction", self.correction, 0, 1)
+        if self.correction is not None:
+            within("correction", self.correction, 0, 1)
         if self.momentum_clip is not None and not self.momentum_clip > 0:
             raise ConfigError(f"momentum_clip is positive, not {self.momentum_clip!r}")
+        grows = self.undone * self.outer_lr / self.staleness_penalty / (1 - self.outer_momentum)
+        if self.variant == "ahead" and grows >= 1:
+            raise ConfigError(
+                f"variant ahead diverges with outer_lr={self.outer_lr}, outer_momentum="
+                f"{self.outer_momentum} and correction {self.undone:.2f}: the correction times "
+                f"outer_lr / (1 - outer_momentum) is {grows:.2f} and must be below 1"
+            )
 
     @property
     def overlap(self) -> int | None:
         return self.sync_every
+
+    @property
+    def undone(self) -> float:
+        """λ. A phase undoes a part c of a start's distance d from θ, so what the next start is off
+        by is −G (c − λ) d: G = η (1 + 2μ) / (1 + μ) where that alternates (c > λ), and η / (1 − μ)
+        where it does not. c is between 0 and 1, depending on the direction; this λ makes the
+        slower of the two extremes decay fastest."""
+        if self.correction is not None:
+            return self.correction
+        alternating = (1 + 2 * self.outer_momentum) / (1 + self.outer_momentum)
+        steady = 1 / (1 - self.outer_momentum)
+        return alternating / (alternating + steady)
 
     def outer_step(
         self, layout: Layout, held: HeldState, delta: Array, theta: Array, momentum: Array
@@ -89,14 +110,14 @@ class AsyncDiLoCo(OuterOptimization):
         if ahead and "start" in memory:
             # This peer began elsewhere than at θ, and what it did about that is no news of θ.
             aside = memory["start"] - theta
-            aside *= np.float32(self.correction)
+            aside *= np.float32(self.undone)
             own, progress = own - aside, progress - aside
         momentum *= np.float32(self.outer_momentum)
         momentum += progress
         step = momentum.copy()
         step *= np.float32(self.outer_momentum)
         step += own
-        step *= np.float32(self.outer_lr / (1 if ahead else members))
+        step *= np.float32(self.outer_lr / self.staleness_penalty / (1 if ahead else members))
         start: Array = theta - step
         if ahead:
             memory["start"] = start
