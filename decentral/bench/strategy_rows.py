@@ -53,8 +53,9 @@ ROWS: Sequence[Row] = (
     Row("int4", "diloco,outer_momentum=0.6,codec=int4"),
     Row("fp4", "diloco,outer_momentum=0.6,codec=fp4"),
     Row("sign", "diloco,outer_momentum=0.6,codec=sign"),
-    Row("sparseloco", "sparseloco"),
-    Row("sparseloco-h5", "sparseloco,sync_every=5"),
+    Row("sparseloco", "sparseloco,outer_lr=8,error_feedback=0.3"),
+    Row("sparseloco-h5", "sparseloco,sync_every=5,outer_lr=8,error_feedback=0.3"),
+    Row("sparseloco-paper", "sparseloco,outer_lr=1,error_feedback=0.95"),
     Row(
         "streaming",
         "streaming-diloco,sync_every=16,fragments=2,overlap_steps=0,outer_momentum=0.6,codec=fp32",
