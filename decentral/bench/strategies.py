@@ -11,6 +11,7 @@ decentral bench strategies --rows single diloco async-diloco,outer_lr=0.3 --lr 1
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -136,15 +137,21 @@ def _run_all(jobs: Sequence[Job], log: Path | None) -> Iterator[dict[str, Any]]:
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
         ) as progress,
-        ForkServer(PROGRAM[0]) as server,
+        contextlib.ExitStack() as stack,
     ):
+        server: ForkServer | None = None
         bar = progress.add_task("", total=len(jobs))
         for job in jobs:
             progress.update(bar, description=f"{job.row.name}, seed {job.seed}")
             result = known.get(json.dumps(job.key))
             if result is None:
+                if server is None and not job.row.baseline:
+                    server = stack.enter_context(ForkServer(PROGRAM[0]))
                 try:
-                    made = _baseline(job) if job.row.baseline else _between_processes(job, server)
+                    if job.row.baseline or server is None:
+                        made = _baseline(job)
+                    else:
+                        made = _between_processes(job, server)
                 except DecentralError as error:
                     yield {**job.key, "failed": str(error)}
                     continue

@@ -158,7 +158,11 @@ class ForkServer:
             child.wait(10)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)  # the server ends
-        self._server.wait(10)
+        try:
+            self._server.wait(10)
+        except subprocess.TimeoutExpired:  # still importing: it has no child yet
+            self._server.kill()
+            self._server.wait()
         self._reader.join(5)
         self._socket.close()
 
