@@ -21,7 +21,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         import matplotlib
 
         matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib import pyplot, ticker
     except ImportError as error:
         raise ConfigError("a plot needs matplotlib: pip install 'decentral[plot]'") from error
     height = MARGIN_INCHES + ROW_INCHES * max(8, len(results))
@@ -35,7 +35,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     losses.set_yticks(range(len(ordered)), [_label(result) for result in ordered])
     losses.set(
         xlabel="validation loss, nats per byte",
-        title="committed parameters (bars: 95 % of the mean; ticks: seeds)",
+        title="mean with its 95 % interval, and seeds",
     )
     losses.grid(visible=True, axis="x", alpha=0.3)
     for result in ordered:
@@ -47,7 +47,14 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
             _label(result), (mib, result["loss"]), textcoords="offset points", xytext=(4, 3),
             fontsize=7,
         )  # fmt: skip
-    trade.set(xscale="log", xlabel="MiB sent per peer", title="what the bytes buy")
+    trade.set(
+        xscale="log", xlabel="MiB sent per peer", ylabel="validation loss",
+        title="what the bytes buy",
+    )  # fmt: skip
+    trade.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    trade.xaxis.set_major_formatter("{x:g}")
+    trade.xaxis.set_minor_formatter(ticker.NullFormatter())
+    trade.margins(x=0.18)
     trade.grid(visible=True, which="major", alpha=0.3)
     figure.tight_layout()
     try:
