@@ -141,8 +141,8 @@ class Group:
         `schedule` is one of `SCHEDULES`, or "auto": the cost model chooses, from what the members
         have measured. `codec` is one of `codecs.CODECS`; "topk" goes by all-gather whatever the
         schedule; with it, `clip_to_median` scales down whoever's 2-norm is above the median of
-        those that count. `call`: see `Call`. Members that disagree about anything get a MismatchError
-        before any data moves. Raises ConfigError for a call that cannot work.
+        those that count. `call`: see `Call`. Members that disagree about anything get a
+        MismatchError before any data moves. Raises ConfigError for a call that cannot work.
         """
         if staging.lies_elsewhere(src) or staging.lies_elsewhere(dst):
             return self._all_reduce_staged(src, dst, codec, weights, schedule, call)

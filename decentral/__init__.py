@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from decentral import errors
     from decentral.entry import join, start
     from decentral.errors import DecentralError
+    from decentral.hooks import hooked
+    from decentral.local_run import local
     from decentral.run import Run
     from decentral.strategies import (
         AsyncDiLoCo,
@@ -33,8 +35,21 @@ if TYPE_CHECKING:
     from decentral.types import View
 
 __all__ = [
-    *("AsyncDiLoCo", "DataParallel", "DecentralError", "DecoupledDiLoCo", "DiLoCo", "Run"),
-    *("SparseLoCo", "StreamingDiLoCo", "View", "__version__", "errors", "join", "start"),
+    "AsyncDiLoCo",
+    "DataParallel",
+    "DecentralError",
+    "DecoupledDiLoCo",
+    "DiLoCo",
+    "Run",
+    "SparseLoCo",
+    "StreamingDiLoCo",
+    "View",
+    "__version__",
+    "errors",
+    "hooked",
+    "join",
+    "local",
+    "start",
 ]
 
 _WHERE = {
@@ -47,7 +62,9 @@ _WHERE = {
     "SparseLoCo": "decentral.strategies",
     "StreamingDiLoCo": "decentral.strategies",
     "View": "decentral.types",
+    "hooked": "decentral.hooks",
     "join": "decentral.entry",
+    "local": "decentral.local_run",
     "start": "decentral.entry",
 }
 

@@ -3,7 +3,7 @@
     own work     = base − θm                    θm: the model; base: where it started from
     adopting     θm, base ← θ                   waiting for it, as in DiLoCo
                  θm ← θ + (θm − base), base ← θ      work that no commit has counted stays on top
-                 as the strategy says                overlapped with compute (`decentral.strategies`)
+                 as the strategy says           overlapped with compute (`decentral.strategies`)
 
 Δ, what a round is offered, is own work and what error feedback adds to it.
 """
@@ -36,6 +36,11 @@ class Anchor:
         """What was offered last. A reduce may borrow it."""
         return self._offered
 
+    @property
+    def residual(self) -> Array | None:
+        """Of error feedback, if there is any; the array itself."""
+        return self._feedback.residual if self._feedback is not None else None
+
     def local(self) -> Array:
         """θm, in a fresh buffer: the part that is exchanged."""
         local = aligned_zeros(len(self._offered))
@@ -66,6 +71,7 @@ class Anchor:
         """A commit has counted what was offered."""
         if self._feedback is not None:
             self._feedback.sent(self._offered)
+            self._tensors.layout.clear_padding(self._feedback.residual)
 
     def set(self, held: HeldState, *, write: bool = True) -> None:
         """Hold this state and put it in the model.

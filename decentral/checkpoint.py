@@ -1,12 +1,15 @@
 """Committed states on disk: safetensors and a manifest with their hashes; the last few are kept.
 
     checkpoints/
-      round-00000041/  state.safetensors  manifest.json
+      round-00000041/  state.safetensors  own.safetensors  manifest.json
       round-00000042/  …
       undone-00000043/ …            newer than where the run was rolled back to
       lineage-…-00000042/ …         of a lineage that another one has won over
       .tmp-…           a save in progress: everything is fsynced before the rename makes it count
       module-a/ …           the same, of a module that has rounds of its own
+
+`own.safetensors` holds what is this peer's alone: its inner optimizer, its error feedback. It goes
+on from there only if the run goes on from that very round.
 
 A save that fails leaves the older ones and the training as they are. A load verifies every hash
 and falls back to the next older checkpoint, and says so.
@@ -17,22 +20,30 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from decentral import failpoints, tensor_file
 from decentral.errors import CorruptCheckpointError, DiskError
 from decentral.state import hash_state, tensor_root
 from decentral.types import CommittedState, TensorSpec
 
+Own: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""What is one peer's alone, by name."""
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"
+OWN = "own.safetensors"
 
 _MAX_MANIFEST_BYTES = 16 << 20
 _REASONS = {
@@ -50,15 +61,26 @@ class Loaded:
 
     state: CommittedState
     lineage: str
+    own: Own
+    """This peer's alone, as it was given to `save`; empty where it is missing or damaged."""
     passed_over: tuple[CorruptCheckpointError, ...]
     """Newer checkpoints that could not be used, one sentence each."""
 
 
 def save(
-    state: CommittedState, directory: Path, *, run: bytes = b"", lineage: str = "", keep: int = 3
+    state: CommittedState,
+    directory: Path,
+    *,
+    run: bytes = b"",
+    lineage: str = "",
+    keep: int = 3,
+    own: Own | None = None,
 ) -> Path:
-    """Write `state` so that it is wholly there or not at all. Raises a DiskError."""
-    final = _save(state, directory, f"round-{state.round:08d}", run, lineage)
+    """Write `state` so that it is wholly there or not at all. Raises a DiskError.
+
+    `own`: what this peer alone needs to go on from there, fp32 arrays by name.
+    """
+    final = _save(state, directory, f"round-{state.round:08d}", run, lineage, own or {})
     for old in _rounds(directory)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -66,7 +88,7 @@ def save(
 
 def keep_apart(state: CommittedState, directory: Path, run: bytes, lineage: str) -> Path:
     """Write `state` where no later round replaces it and no start picks it up by itself."""
-    return _save(state, directory, f"lineage-{lineage}-{state.round:08d}", run, lineage)
+    return _save(state, directory, f"lineage-{lineage}-{state.round:08d}", run, lineage, {})
 
 
 def kept(directory: Path) -> tuple[int, ...]:
@@ -100,7 +122,14 @@ def load_round(
     return _load(path, manifest, schema) if manifest["root"] == root.hex() else None
 
 
-def _save(state: CommittedState, directory: Path, name: str, run: bytes, lineage: str) -> Path:
+def _save(
+    state: CommittedState,
+    directory: Path,
+    name: str,
+    run: bytes,
+    lineage: str,
+    own: Own,
+) -> Path:
     final = directory / name
     # By name: the checkpointer may be saving this very round while it is kept apart.
     temporary = directory / f".tmp-{name}-{os.getpid()}"
@@ -113,8 +142,12 @@ def _save(state: CommittedState, directory: Path, name: str, run: bytes, lineage
         with (temporary / TENSORS).open("wb") as file:
             tensor_file.write(file, state.tensors)
             os.fsync(file.fileno())
+        if own:
+            with (temporary / OWN).open("wb") as file:
+                tensor_file.write(file, own)
+                os.fsync(file.fileno())
         with (temporary / MANIFEST).open("w") as text:
-            json.dump(_manifest(state, run, lineage), text, indent=1)
+            json.dump(_manifest(state, run, lineage, own), text, indent=1)
             text.flush()
             os.fsync(text.fileno())
         _sync_directory(temporary)
@@ -156,6 +189,7 @@ def load_latest(
             return Loaded(
                 state=_load(path, manifest, schema),
                 lineage=str(manifest["lineage"]),
+                own=_load_own(path, manifest),
                 passed_over=tuple(passed_over),
             )
         except CorruptCheckpointError as error:
@@ -165,7 +199,7 @@ def load_latest(
     return None
 
 
-def _manifest(state: CommittedState, run: bytes, lineage: str) -> dict[str, Any]:
+def _manifest(state: CommittedState, run: bytes, lineage: str, own: Own) -> dict[str, Any]:
     leaves = state.leaves or hash_state(state.tensors)[1]
     return {
         "format": FORMAT,
@@ -179,6 +213,10 @@ def _manifest(state: CommittedState, run: bytes, lineage: str) -> dict[str, Any]
                 "root": tensor_root(name, array, leaves[name]).hex(),
             }
             for name, array in sorted(state.tensors.items())
+        },
+        "own": {
+            "root": hash_state(own)[0].hex() if own else "",
+            "shapes": {name: list(array.shape) for name, array in sorted(own.items())},
         },
     }
 
@@ -223,6 +261,24 @@ def _load(path: Path, manifest: Mapping[str, Any], schema: Sequence[TensorSpec])
     return CommittedState(round=int(manifest["round"]), tensors=tensors, root=root, leaves=leaves)
 
 
+def _load_own(path: Path, manifest: Mapping[str, Any]) -> Own:
+    """Nothing depends on it but how smoothly this peer goes on: damage costs no more than that."""
+    try:
+        described = manifest["own"]
+        if not described["root"]:
+            return {}
+        schema = [
+            TensorSpec(name=name, dtype="float32", shape=tuple(shape))
+            for name, shape in described["shapes"].items()
+        ]
+        if sum(4 * math.prod(one.shape) for one in schema) > (path / OWN).stat().st_size:
+            return {}
+        own = tensor_file.read(path / OWN, schema)
+        return own if hash_state(own)[0].hex() == described["root"] else {}
+    except (OSError, CorruptCheckpointError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def _rounds(directory: Path) -> list[Path]:
     """Newest first."""
     with contextlib.suppress(OSError):
@@ -256,16 +312,16 @@ class Checkpointer:
         self._directory, self._run, self._keep = directory, run, keep
         self._on_saved, self._on_failed = on_saved, on_failed
         self._changed = threading.Condition()
-        self._pending: tuple[CommittedState, str] | None = None  # guarded by _changed
+        self._pending: tuple[CommittedState, str, Own] | None = None  # guarded by _changed
         self._saving = False  # guarded by _changed
         self._closed = False  # guarded by _changed
         self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
         self._thread.start()
 
-    def submit(self, state: CommittedState, lineage: str) -> None:
+    def submit(self, state: CommittedState, lineage: str, own: Own | None = None) -> None:
         """Returns at once. Nothing happens after `close`."""
         with self._changed:
-            self._pending = (state, lineage)
+            self._pending = (state, lineage, own or {})
             self._changed.notify_all()
 
     def flush(self, timeout_s: float | None = None) -> bool:
@@ -288,10 +344,17 @@ class Checkpointer:
                 self._changed.wait_for(lambda: self._pending is not None or self._closed)
                 if self._pending is None:
                     return
-                (state, lineage), self._pending = self._pending, None
+                (state, lineage, own), self._pending = self._pending, None
                 self._saving = True
             try:
-                save(state, self._directory, run=self._run, lineage=lineage, keep=self._keep)
+                save(
+                    state,
+                    self._directory,
+                    run=self._run,
+                    lineage=lineage,
+                    keep=self._keep,
+                    own=own,
+                )
                 self._on_saved(state.round)
             except DiskError as error:
                 self._on_failed(error)

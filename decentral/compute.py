@@ -8,6 +8,7 @@ No torch here: a peer whose compute is something else (`decentral.bench.sleep_pe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -58,3 +59,9 @@ class Inner(Protocol):
 
     def forget(self) -> None:
         """Gradients and optimizer state go: what a non-finite step may have poisoned."""
+
+    def state(self) -> dict[str, Array]:
+        """Copies of the optimizer's tensors, fp32; empty where it has none yet."""
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Go on from what `state` gave; nothing happens where it does not fit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from decentral.options import RunOptions
 from decentral.run import Run
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 Optimizers: TypeAlias = "torch.optim.Optimizer | Sequence[torch.optim.Optimizer]"
+
+R = TypeVar("R", bound=Run)
 
 LISTEN = "[::]:0"
 """All interfaces, any free port."""
@@ -35,6 +37,7 @@ def join(
     name: str | None = None,
     listen: str = LISTEN,
     seed: int = 0,
+    keep_inner: bool = True,
 ) -> Run:
     """Enter the run that `word` leads to (``HOST:PORT[,HOST:PORT…]#INVITE``).
 
@@ -51,8 +54,9 @@ def join(
         rounds=rounds,
         home=home,
         seed=seed,
+        keep_inner=keep_inner,
     )
-    return _open(word, model, optimizer, strategy, options, name, listen)
+    return open_run(Run, word, model, optimizer, strategy, options, name, listen)
 
 
 def start(
@@ -69,6 +73,7 @@ def start(
     name: str | None = None,
     listen: str = LISTEN,
     seed: int = 0,
+    keep_inner: bool = True,
 ) -> Run:
     """Found a run, alone at first; `run.join_word` lets others in.
 
@@ -84,11 +89,13 @@ def start(
         rounds=rounds,
         home=home,
         seed=seed,
+        keep_inner=keep_inner,
     )
-    return _open(None, model, optimizer, strategy, options, name, listen)
+    return open_run(Run, None, model, optimizer, strategy, options, name, listen)
 
 
-def _open(
+def open_run(
+    kind: type[R],
     word: str | None,
     model: torch.nn.Module,
     optimizer: Optimizers,
@@ -96,7 +103,8 @@ def _open(
     options: RunOptions,
     name: str | None,
     listen: str,
-) -> Run:
+) -> R:
+    """A run of this kind on a mesh of its own: founded without a `word`, joined with one."""
     from decentral.peer.runtime import Mesh, MeshConfig
 
     home = Path(options.home) if options.home is not None else None
@@ -109,7 +117,7 @@ def _open(
         )
     )
     try:
-        return Run(mesh, model, optimizer, strategy, options, founder=word is None)
+        return kind(mesh, model, optimizer, strategy, options, founder=word is None)
     except BaseException:
         mesh.close()
         raise

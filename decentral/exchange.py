@@ -220,6 +220,8 @@ class Exchange:
         theta = aligned_zeros(self._layout.total)
         momentum = aligned_zeros(self._layout.trainable)
         self._strategy.outer_step(self._layout, self.tip, mean, theta, momentum)
+        self._layout.clear_padding(theta)
+        self._layout.clear_padding(momentum)
         return seal(self._layout, theta, momentum, self.tip.meta.after(tokens))
 
     def _committed(self, order: Committed) -> None:

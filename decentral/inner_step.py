@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from decentral.compute import StepResult
 from decentral.errors import ConfigError
 from decentral.schedule import Progress, Schedule, constant
+
+if TYPE_CHECKING:
+    from decentral.types import Array
 
 
 @dataclass(slots=True)
@@ -20,6 +23,19 @@ class _Micro:
     steps: int = 0
     tokens: int = 0
     losses: list[torch.Tensor] = field(default_factory=list)
+
+
+class LearningRates:
+    """A schedule's hold on parameter groups: each group's own rate times the multiplier."""
+
+    def __init__(self, groups: Sequence[dict[str, Any]], schedule: Schedule) -> None:
+        self._groups, self._schedule = groups, schedule
+        # A torch scheduler may have scaled "lr" already and then keeps the original here.
+        self._peaks = [float(g.get("initial_lr", g["lr"])) for g in groups]
+
+    def follow(self, progress: Progress) -> None:
+        for group, peak in zip(self._groups, self._peaks, strict=True):
+            _set_lr(group, peak * self._schedule(progress))
 
 
 class InnerStep:
@@ -45,14 +61,16 @@ class InnerStep:
             isinstance(o, torch.optim.Optimizer) for o in self._optimizers
         ):
             raise ConfigError("optimizer is a torch optimizer, or a sequence of them")
-        self._schedule = schedule or constant
         self._scaler = scaler
         self._accumulate = accumulate
         self._clip_norm = clip_norm
         self._micro = _Micro()
         self._groups: list[dict[str, Any]] = [g for o in self._optimizers for g in o.param_groups]
-        # A torch scheduler may have scaled "lr" already and then keeps the original here.
-        self._peaks = [float(g.get("initial_lr", g["lr"])) for g in self._groups]
+        self._rates = LearningRates(self._groups, schedule or constant)
+
+    @property
+    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        return tuple(self._optimizers)
 
     def __call__(
         self, loss: torch.Tensor | float, tokens: int, progress: Progress
@@ -65,8 +83,7 @@ class InnerStep:
         if micro.steps < self._accumulate:
             return None
         self._micro = _Micro()
-        for group, peak in zip(self._groups, self._peaks, strict=True):
-            _set_lr(group, peak * self._schedule(progress))
+        self._rates.follow(progress)
         skipped = self._step()
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -79,6 +96,29 @@ class InnerStep:
         for optimizer in self._optimizers:
             optimizer.state.clear()
             optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Array]:
+        """Copies of the optimizers' tensors, fp32, by "optimizer/parameter/name"."""
+        found: dict[str, Array] = {}
+        for i, optimizer in enumerate(self._optimizers):
+            for j, values in optimizer.state_dict()["state"].items():
+                for name, value in values.items():
+                    if isinstance(value, torch.Tensor):
+                        copy = value.detach().to("cpu", torch.float32, copy=True)
+                        found[f"{i}/{j}/{name}"] = copy.contiguous().numpy()
+        return found
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Go on from what `state` gave, if it is of the same optimizers and parameters."""
+        loaded: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self._optimizers]
+        for key, value in state.items():
+            i, j, name = key.split("/", 2)
+            if int(i) < len(loaded):
+                loaded[int(i)].setdefault(int(j), {})[name] = torch.from_numpy(value.copy())
+        for optimizer, values in zip(self._optimizers, loaded, strict=True):
+            known = optimizer.state_dict()
+            if values.keys() <= {j for group in known["param_groups"] for j in group["params"]}:
+                optimizer.load_state_dict({**known, "state": values})
 
     def _step(self) -> bool:
         """Whether the GradScaler skipped it."""

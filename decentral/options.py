@@ -33,6 +33,9 @@ class RunOptions:
     """A founder's: the run ends for all at this round."""
     home: Path | str | None = None
     """Folder of identity, address book and checkpoints; None: nothing is kept."""
+    keep_inner: bool = True
+    """Whether the inner optimizer's state goes into this peer's own checkpoints (fp32 copies, twice
+    the model for AdamW), so that it goes on from there; else it starts afresh after a restart."""
     seed: int = 0
     """Orders the samples. Part of the fingerprint: peers share samples out by it."""
     recipe: str = ""

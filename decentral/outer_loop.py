@@ -1,4 +1,4 @@
-"""The outer rounds of all tags that this peer takes part in: their threads, and when training waits.
+"""The outer rounds of all tags that this peer takes part in: threads, and when training waits.
 
     mesh's thread       ── orders ──▶ exchange's inbox
     exchange's thread   ── to the Exchange of the order's tag, or to all ──▶ news ──▶ user's inbox
@@ -147,9 +147,13 @@ class OuterLoop:
         for one in self._rounds.values():
             one.resume()
 
-    def close(self) -> None:
-        """No buffer is borrowed by an all-reduce when this returns. Idempotent."""
+    def withdraw(self) -> None:
+        """No buffer is borrowed by an all-reduce when this returns, nor ever again."""
         self._close("the trainer has stopped")
+
+    def close(self) -> None:
+        """Nothing is taken in any more. Idempotent."""
+        self.withdraw()
         self._orders.put(None)
         if self._thread.is_alive():
             self._thread.join(_STOP_S)

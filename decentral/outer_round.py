@@ -16,7 +16,7 @@ discarded (I6).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from decentral import failpoints
@@ -123,6 +123,12 @@ class OuterRounds:
     def _newest(self) -> HeldState | None:
         return self._arrived[-1][0].held if self._arrived else self._anchor.held
 
+    @property
+    def unadopted(self) -> HeldState | None:
+        """A newer committed state than the one that was adopted last."""
+        tip, held = self.exchange.tip, self._anchor.held
+        return tip if tip is not None and held is not None and tip.round > held.round else None
+
     def take(self, held: HeldState, *, write: bool) -> None:
         """Start from this state: a founder's own, or one from disk."""
         self.exchange.take(held)
@@ -164,6 +170,24 @@ class OuterRounds:
         """Own (steps, tokens) since the state that was adopted last."""
         parts = [one for one in (self._counted, self.offered, self.work) if one is not None]
         return sum(one.steps for one in parts), sum(one.tokens for one in parts)
+
+    def private(self) -> dict[str, Array]:
+        """Copies of what this peer alone holds of the tag beside its model: error feedback, and
+        whatever the strategy keeps."""
+        kept = {f"memory/{name}": array.copy() for name, array in self._memory.items()}
+        if self._anchor.residual is not None:
+            kept["residual"] = self._anchor.residual.copy()
+        return kept
+
+    def recall(self, private: Mapping[str, Array]) -> None:
+        """Go on from what `private` gave, at the state that it was kept with."""
+        for name, array in private.items():
+            if array.shape != (self.tensors.layout.exchanged,):
+                continue
+            if name == "residual" and self._anchor.residual is not None:
+                self._anchor.residual[:] = array
+            elif name.startswith("memory/"):
+                self._memory[name.removeprefix("memory/")] = array.copy()
 
     # ------------------------------------------------------------------ training
 

@@ -25,10 +25,12 @@ class OwnWork:
     """Inner steps, those carried over from an earlier round included."""
     tokens: int = 0
     losses: list[Any] = field(default_factory=list)
-    """Floats, or scalars on a device, which nothing waits for until the round is over."""
+    """Floats, or scalars on a device, which nothing waits for until the round is over; None where
+    a loop did not say."""
 
     def mean_loss(self) -> float | None:
-        return float(sum(self.losses)) / len(self.losses) if self.losses else None
+        said = [loss for loss in self.losses if loss is not None]
+        return float(sum(said)) / len(said) if said else None
 
     def with_later(self, later: OwnWork) -> OwnWork:
         """Both as one. Losses are reported once: the earlier ones have been."""

@@ -1,4 +1,4 @@
-"""When a tag's work is offered and its outcome adopted: the strategy's timing, and how fast it goes.
+"""When a tag's work is offered and its outcome adopted: the strategy's timing, and a peer's own.
 
 Counted in inner steps, as the papers do; only `dynamic_steps` looks at a clock.
 """

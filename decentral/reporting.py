@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from decentral import checkpoint
-from decentral.checkpoint import Checkpointer
+from decentral.checkpoint import Checkpointer, Own
 from decentral.errors import CorruptCheckpointError, DecentralError, DiskError
 from decentral.mesh_port import MeshPort
 from decentral.options import RunOptions
@@ -28,8 +28,9 @@ class Reporter:
         self._since = time.monotonic()
         self._done = False
 
-    def adopted(self, held: HeldState, lineage: str) -> None:
-        """A committed state is in place: put it on disk, beside the training."""
+    def adopted(self, held: HeldState, lineage: str, own: Callable[[], Own]) -> None:
+        """A committed state is in place: put it on disk, beside the training, and with it what is
+        this peer's alone (copies, which are made only if they are needed)."""
         self._lineage = lineage or self._lineage
         if self._directory is None:
             return
@@ -41,7 +42,7 @@ class Reporter:
                 on_saved=lambda round: self._on_disk(round),
                 on_failed=lambda error: self.fault("checkpoint", error),
             )
-        self._checkpointer.submit(held.state, self._lineage)
+        self._checkpointer.submit(held.state, self._lineage, own())
 
     def kept(self) -> tuple[int, ...]:
         """Rounds that the disk can give back."""
@@ -135,6 +136,11 @@ class Reporter:
     def fault(self, kind: str, error: DecentralError) -> None:
         """Something that training survives."""
         self._mesh.emit({"event": "fault", "kind": kind, "peer": error.peer, "says": error.says})
+
+    def flush(self) -> None:
+        """What is to be on disk is there when this returns, or has failed."""
+        if self._checkpointer is not None:
+            self._checkpointer.flush()
 
     def close(self) -> None:
         if self._checkpointer is not None:

@@ -20,16 +20,23 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from decentral import failpoints
-from decentral.checkpoint import load_latest
+from decentral.brought import Brought
 from decentral.compute import Inner, Tensors
-from decentral.data import Dataset, LeasedData, check_dataset
-from decentral.errors import ConfigError, ContributionError
+from decentral.data import (
+    Dataset,
+    LeasedData,
+    Replayable,
+    Shardable,
+    check_dataset,
+    source_of,
+)
+from decentral.errors import ContributionError
 from decentral.exchange import Exchange
-from decentral.fingerprint import Fingerprint, dataset_fact, fingerprint
+from decentral.fingerprint import Fingerprint, fingerprint
 from decentral.fragments import in_fragments
 from decentral.leases import LeaseBook, total
 from decentral.lifetime import Lifetime, why_it_ended
-from decentral.mesh_port import GroupFactory, Holding, MeshPort
+from decentral.mesh_port import GroupFactory, MeshPort
 from decentral.modules import Modules, parts
 from decentral.options import RunOptions
 from decentral.outer_loop import OuterLoop
@@ -37,13 +44,14 @@ from decentral.outer_round import OuterRounds
 from decentral.outer_work import Adoption
 from decentral.reporting import Reporter
 from decentral.schedule import Progress
-from decentral.state import HeldState, Meta, aligned_zeros, seal, unseal
+from decentral.state import HeldState
 from decentral.strategies.base import Strategy
 from decentral.types import PeerId
 from decentral.witness import WitnessLog
 
 if TYPE_CHECKING:
     import torch
+
 
 LEAVE_TIMEOUT_S = 10.0
 
@@ -85,6 +93,9 @@ class Run:
             self._witnesses[tag] = WitnessLog(mesh, layout, self._book, options.witness, tag)
             self._rounds[tag] = self._outer_rounds(tag, tensors, make_group or self._native_group)
         self._loop.drive(self._rounds)
+        self._brought = Brought(
+            mesh, options, strategy.name, self._rounds, self._reporters, self._inner
+        )
         self._outer = next(iter(self._rounds.values()))
         """Of the whole model, or of the first module: what a script sees where it asks for one."""
         self._each_round: list[Callable[[Run], Mapping[str, Any]]] = []
@@ -136,17 +147,22 @@ class Run:
 
     def data(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Replayable | Shardable,
         batch_size: int,
         num_workers: int = 0,
         collate: Callable[[list[Any]], Any] | None = None,
     ) -> LeasedData:
-        """This peer's share of `dataset`, in batches, until the run ends for all."""
+        """This peer's share of `dataset`, in batches, until the run ends for all.
+
+        The dataset is map-style, or an iterable that is replayable by offset or shardable
+        (`decentral.data`): its samples have ids, which are leased to peers in ranges. Anything
+        else is a ConfigError.
+        """
         check_dataset(dataset, batch_size)
         # Whoever does not wait for an outcome trains on meanwhile.
         phases = 1 if self.strategy.overlap == 0 else 2
         samples = phases * self.strategy.sync_every * batch_size * self._options.accumulate
-        self._begin(lease_samples=samples, dataset=dataset_fact(dataset))
+        self._begin(lease_samples=samples, dataset=source_of(dataset).fact)
         return LeasedData(
             dataset,
             self._book,
@@ -310,13 +326,21 @@ class Run:
         if not self._lifetime.end():
             return
         try:
-            self._loop.close()
+            self._loop.withdraw()
             for reporter in self._reporters.values():
-                reporter.close()
+                reporter.flush()
             if self._begun:
                 failpoints.passing("leave")
                 self.mesh.leave(self.finished or reason, LEAVE_TIMEOUT_S)
+            self._loop.close()
+            for tag, reporter in self._reporters.items():
+                # A round may have been committed since the model took one in: others count on it.
+                tip = self._rounds[tag].unadopted
+                if tip is not None:
+                    reporter.adopted(tip, "", dict)
+                reporter.close()
         finally:
+            self._loop.close()
             self.mesh.close()
 
     def __enter__(self) -> Self:
@@ -348,10 +372,8 @@ class Run:
             return
         self._begun = True
         self._lifetime.begin()
-        resumed = {tag: self._resume(tag) for tag in self._rounds}
-        holdings = {tag: self._holding(tag, held) for tag, held in resumed.items()}
-        if self._founder and self._modules is not None:
-            holdings |= {tag: self._gift(part) for tag, part in self._modules.given.items()}
+        brought = self._brought
+        holdings = brought.holdings(founder=self._founder, modules=self._modules)
         self._loop.begin()
         self.mesh.start(
             holdings=holdings,
@@ -362,67 +384,18 @@ class Run:
             min_contributors=self.strategy.min_contributors,
             grace_s=self.strategy.grace_s,
         )
-        for tag, held in resumed.items():
-            if held is not None:
-                self._reporters[tag].resumed(held)
+        for tag, held in brought.resumed.items():
+            self._reporters[tag].resumed(held)
         self._loop.wait_until_current()
         for tag, outer in self._rounds.items():
             if outer.ended is None:
                 self._witnesses[tag].applied(None, outer.held, self._lineage)
-        for tag, held in resumed.items():
+        for tag, held in brought.resumed.items():
             outer = self._rounds[tag]
-            if held is not None and held.meta.complete and outer.ended is None:
+            brought.recall(tag)
+            if held.meta.complete and outer.ended is None:
                 outer.ended = f"the run had already reached its end at round {held.round}"
         self._report_end()
-
-    def _holding(self, tag: str, resumed: HeldState | None) -> Holding:
-        """What this peer brings along of a tag that it takes part in; it trains from there."""
-        outer, initial = self._rounds[tag], None
-        if resumed is not None:
-            outer.take(resumed, write=True)
-        elif self._founder:
-            initial = self._found(outer.tensors)
-            outer.take(initial, write=False)
-        return Holding(
-            schema=outer.tensors.layout.schema(),
-            initial=initial.state if initial is not None else None,
-            resumed=resumed.state if resumed is not None else None,
-        )
-
-    def _gift(self, tensors: Tensors) -> Holding:
-        """A founder's initial state of a module that others will train."""
-        state = self._found(tensors).state
-        return Holding(schema=tensors.layout.schema(), initial=state, takes=False)
-
-    def _found(self, tensors: Tensors) -> HeldState:
-        momentum = aligned_zeros(tensors.layout.trainable)
-        return seal(tensors.layout, tensors.as_read(), momentum, self._target())
-
-    def _resume(self, tag: str = "") -> HeldState | None:
-        directory = self._options.checkpoints(tag)
-        if directory is None or not self.mesh.run_id:
-            return None
-        layout = self._rounds[tag].tensors.layout
-        loaded = load_latest(directory, layout.schema(), run=self.mesh.run_id)
-        if loaded is None:
-            return None
-        for error in loaded.passed_over:
-            self._reporters[tag].fault("checkpoint", error)
-        held = unseal(layout, loaded.state)
-        for name in ("target_rounds", "target_tokens"):
-            asked, has = getattr(self._target(), name), getattr(held.meta, name)
-            if asked and asked != has:
-                says = f"{name}={asked} is ignored: the run was founded with {has or 'no such end'}"
-                self._reporters[tag].fault("option", ConfigError(says, phase="resume"))
-        return held
-
-    def _target(self) -> Meta:
-        options = self._options
-        return Meta(
-            target_rounds=options.rounds or 0,
-            target_tokens=options.target_tokens or 0,
-            strategy=self.strategy.name,
-        )
 
     def _refill(self) -> bool:
         """`run.data` has no sample left: contribute early, or wait for a lease."""
@@ -437,7 +410,8 @@ class Run:
     def _adopted(self, tag: str, adoption: Adoption | None, held: HeldState) -> None:
         failpoints.passing("adopted")
         reporter = self._reporters[tag]
-        reporter.adopted(held, adoption.view.lineage if adoption is not None else "")
+        lineage = adoption.view.lineage if adoption is not None else ""
+        reporter.adopted(held, lineage, lambda: self._brought.own(tag))
         self._witnesses[tag].applied(adoption, held, self._lineage)
         extra: dict[str, Any] = {}
         if adoption is not None:

@@ -94,6 +94,15 @@ class Layout:
                 specs.append(TensorSpec(name=name, dtype="float32", shape=slot.shape))
         return tuple(sorted(specs, key=lambda spec: spec.name))
 
+    def clear_padding(self, flat: Array) -> None:
+        """Zeros between the tensors again: a coarse codec gives them values (a sign has no zero).
+
+        `flat` is as long as one of the layout's parts, or all of it.
+        """
+        for slot in self.slots:
+            end = slot.offset + slot.size
+            flat[end : end + -end % _ALIGN] = 0
+
     def views(self, theta: Array, momentum: Array) -> dict[str, NDArray[Any]]:
         """The named arrays inside the two flat buffers (no copy)."""
         named: dict[str, NDArray[Any]] = {}

@@ -9,6 +9,22 @@ from typing import Any
 import pytest
 from processes import Peers
 
+ALONE = frozenset(
+    f"test_{name}"
+    for name in (
+        *("agreement", "bench", "churn", "crowd_run", "everything", "failpoints", "hostile"),
+        *("large_buffers", "state_transfer", "survival"),
+    )
+)
+"""Modules whose tests measure, or strike by the clock: `make test` gives them the machine."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name == "netns" or item.path.stem in ALONE:
+            item.add_marker("alone")
+
 
 @pytest.fixture
 def root() -> Path:

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +101,12 @@ class Nap:
 
     def forget(self) -> None:
         """Keeps nothing between steps."""
+
+    def state(self) -> dict[str, Array]:
+        return {}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Likewise."""
 
 
 class SampleIds:

@@ -28,6 +28,7 @@ COMMANDS = {
     "resume": "let a paused run go on",
     "rollback": "take the whole run back to an earlier round",
     "leave": "have a peer on this machine leave its run",
+    "plan": "how often to exchange, in which codec, and what it will cost",
     "bench": "measure all-reduce, codecs and links, next to others where they run",
     "churn": "run peers on this machine under faults, and audit what they did",
     "simulate": "run the peers' protocol in a seeded simulator and check its invariants",

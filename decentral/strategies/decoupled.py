@@ -63,7 +63,7 @@ class DecoupledDiLoCo(OuterOptimization):
             raise ConfigError("DecoupledDiLoCo wants min_contributors (K) of at least 1")
         if self.fragments > self.sync_every:
             raise ConfigError(
-                f"{self.fragments} fragments cannot take turns in sync_every={self.sync_every} steps"
+                f"{self.fragments} fragments cannot take turns in sync_every={self.sync_every}"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""The outer optimization that all strategies share: averaged pseudo-gradients and Nesterov momentum.
+"""The outer optimization that all strategies share: averaged pseudo-gradients, Nesterov momentum.
 
 b ← μ b + Δ;  θ ← θ − η (Δ + μ b)      PyTorch's form; μ = 0 is plain SGD
 """

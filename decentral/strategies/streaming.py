@@ -47,7 +47,7 @@ class StreamingDiLoCo(OuterOptimization):
         within("mixing", self.mixing, 0, 1)
         if self.fragments > self.sync_every:
             raise ConfigError(
-                f"{self.fragments} fragments cannot take turns in sync_every={self.sync_every} steps"
+                f"{self.fragments} fragments cannot take turns in sync_every={self.sync_every}"
             )
         if self.overlap_steps >= self.sync_every:
             raise ConfigError("overlap_steps is less than sync_every: AsyncDiLoCo overlaps all")

@@ -86,6 +86,9 @@ class MembershipCard:
                 self.context = RunContext(
                     authority=self._invite.authority, chain=chain, open=self._invite.open
                 )
+            elif self.context.chain[-1].issuer != self._invite.key.public:
+                # It came in by another word once: that credential counts, and the word is a road.
+                self._invite = None
         if self.context is None and not join:
             authority = RunAuthority.load_or_create(home.authority_key)
             chain = authority.issue(identity.public, now=now)

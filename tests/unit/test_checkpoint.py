@@ -29,6 +29,39 @@ def state(round: int):
     return seal(LAYOUT, theta, momentum, Meta(round=round)).state
 
 
+OWN = {"residual": np.arange(12, dtype=np.float32), "inner/0/0/step": np.float32(3).reshape(())}
+
+
+def test_what_is_this_peers_alone_comes_back_with_its_state(tmp_path):
+    checkpoint.save(state(1), tmp_path, run=RUN)
+    checkpoint.save(state(2), tmp_path, run=RUN, own=OWN)
+    loaded = checkpoint.load_latest(tmp_path, SCHEMA, run=RUN)
+    assert loaded.own.keys() == OWN.keys()
+    assert all((loaded.own[name] == OWN[name]).all() for name in OWN)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "shape", "manifest"])
+def test_damage_to_it_costs_no_committed_state(tmp_path, damage: str):
+    folder = checkpoint.save(state(1), tmp_path, run=RUN, own=OWN)
+    own, manifest = folder / "own.safetensors", folder / "manifest.json"
+    told = json.loads(manifest.read_text())
+    if damage == "flip":
+        data = bytearray(own.read_bytes())
+        data[-3] ^= 1
+        own.write_bytes(data)
+    elif damage == "cut":
+        own.write_bytes(own.read_bytes()[:-8])
+    elif damage == "gone":
+        own.unlink()
+    elif damage == "shape":
+        told["own"]["shapes"]["residual"] = [1 << 50]
+    else:
+        told["own"] = 7
+    manifest.write_text(json.dumps(told))
+    loaded = checkpoint.load_latest(tmp_path, SCHEMA, run=RUN)
+    assert loaded.own == {} and loaded.state.root == state(1).root
+
+
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 

@@ -21,7 +21,9 @@ def test_the_surface_is_pinned():
         "View",
         "__version__",
         "errors",
+        "hooked",
         "join",
+        "local",
         "start",
     ]
     assert dir(decentral) == sorted(decentral.__all__)

@@ -158,17 +158,16 @@ def test_samples_count_under_the_leading_module_alone():
 def test_when_the_leading_module_has_ended_another_one_leads():
     """y's c goes on when a is over; its samples are named by c from then on."""
     hub, one, other = two_paths()
-    found = one._found
+    brought = one._brought
+    found = brought._found
     gift = one._modules.given["c"]
     # The founder says how many rounds each module has.
-    one._target = lambda: Meta(target_rounds=one_target[0], strategy="diloco")
-    one_target = [3]
 
     def with_target(tensors):
-        one_target[0] = 5 if tensors is gift else 3
+        brought._target = Meta(target_rounds=5 if tensors is gift else 3, strategy="diloco")
         return found(tensors)
 
-    one._found = with_target
+    brought._found = with_target
     together(lambda: train(one), lambda: train(other))
     assert other.rounds == {"a": 3, "c": 5} and one.rounds == {"a": 3, "b": 3}
     late = [leases for tag, round, _, leases in hub.meshes["y"].offers if round > 3]

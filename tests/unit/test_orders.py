@@ -164,7 +164,7 @@ def test_a_bystander_reduces_with_weight_zero_and_keeps_its_work():
 
     cluster.reduced = reduced
     train(run, on_step=on_step)
-    assert sent == [(0.0,)] and run._outer.work.steps > 0
+    assert sent == [(0.0,)] and run._outer.uncommitted[0] > 0
 
 
 def test_a_failed_mesh_raises_in_the_users_thread():
@@ -271,7 +271,7 @@ def test_what_a_rollback_undoes_is_moved_aside(tmp_path: Path):
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["round-00000001", "undone-00000002"]
     again = make_run(Script(), rounds=9, home=tmp_path)
-    assert again._resume().round == 1
+    assert again._brought.resume().round == 1
 
 
 def test_a_lineage_that_lost_is_kept_beside_the_checkpoints(tmp_path: Path):
@@ -297,4 +297,4 @@ def test_a_lineage_that_lost_is_kept_beside_the_checkpoints(tmp_path: Path):
     assert (checkpoints / "lineage-L-00000001").is_dir()
     says = [e["says"] for e in cluster.mesh.events if e.get("kind") == "superseded"]
     assert len(says) == 1 and "lineage-L-00000001" in says[0]
-    assert make_run(Script(), home=tmp_path)._resume().root == winner.root
+    assert make_run(Script(), home=tmp_path)._brought.resume().root == winner.root

@@ -127,9 +127,7 @@ def test_async_starts_from_the_last_outcome_and_its_own_share(
             starts = [theta.copy() for _ in range(peers)]
         else:
             own_b = [momentum * own_b[m] + deltas[m] for m in range(peers)]
-            starts = [
-                theta - 0.6 / peers * (deltas[m] + momentum * own_b[m]) for m in range(peers)
-            ]
+            starts = [theta - 0.6 / peers * (deltas[m] + momentum * own_b[m]) for m in range(peers)]
         before = deltas
     assert before is not None
     theta = outer.step(theta, np.mean(before, axis=0))
@@ -255,7 +253,7 @@ class Partly(Cluster):
 def test_work_that_misses_a_round_is_counted_by_a_later_one(strategy: Strategy) -> None:
     """Every sample that a commit names was named once, and none in between is lost (I6, I7)."""
     cluster = Partly(2)
-    runs, seen = trained(2, strategy, rounds=6, cluster=cluster)
+    _, seen = trained(2, strategy, rounds=6, cluster=cluster)
     for peer, batches in zip(("peer:a", "peer:b"), seen, strict=True):
         named = sorted(
             sample

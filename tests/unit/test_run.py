@@ -22,6 +22,7 @@ from decentral.peer.protocol import (
 )
 from decentral.run import Run
 from decentral.schedule import cosine
+from decentral.strategies import DiLoCo
 from decentral.types import Range
 
 # ---------------------------------------------------------------------------- one peer
@@ -339,6 +340,44 @@ def test_a_stopped_run_resumes_where_it_was(tmp_path):
         assert resumed.state_hash == run.state_hash
         assert resumed.finished == "the run had already reached its end at round 2"
     assert again.meshes[0].resumed.root.hex() == run.state_hash
+
+
+def _with_memory(cluster: Cluster, home, **options) -> Run:
+    """A run whose every part remembers: AdamW inside, error feedback, outer momentum."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(1, 1)
+    return Run(
+        cluster.meshes[0],
+        model,
+        torch.optim.AdamW(model.parameters(), lr=0.05),
+        DiLoCo(sync_every=3, codec="sign", outer_momentum=0.5),
+        RunOptions(rounds=4, home=home, **options),
+        founder=True,
+        make_group=cluster.make_group,
+    )
+
+
+@pytest.mark.parametrize("keep_inner", [True, False])
+def test_it_goes_on_as_if_it_had_not_stopped(tmp_path, keep_inner: bool):
+    """Error feedback and the inner optimizer are kept beside the committed state, once."""
+    whole = _with_memory(Cluster(1), tmp_path / "whole")
+    train(whole)
+    first = _with_memory(Cluster(1), tmp_path / "two", keep_inner=keep_inner)
+    for batch in first.data(Numbers(), 2):
+        loss = loss_of(first.model, batch)
+        loss.backward()
+        first.step(loss)
+        if first.round == 2:
+            break
+    first.close()
+    cluster = Cluster(1)
+    cluster._next_sample = 12  # two rounds of three steps of two samples
+    second = _with_memory(cluster, tmp_path / "two", keep_inner=keep_inner)
+    train(second)
+    assert second.round == whole.round == 4
+    assert (second.state_hash == whole.state_hash) == keep_inner
+    whole.close()
+    second.close()
 
 
 def test_the_runs_own_target_wins_over_a_later_one(tmp_path):
