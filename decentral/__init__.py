@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from decentral.entry import join, start
     from decentral.errors import DecentralError
     from decentral.hooks import hooked
+    from decentral.islands.entry import island
     from decentral.local_run import local
     from decentral.run import Run
     from decentral.strategies import (
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "errors",
     "hooked",
+    "island",
     "join",
     "local",
     "start",
@@ -63,6 +65,7 @@ _WHERE = {
     "StreamingDiLoCo": "decentral.strategies",
     "View": "decentral.types",
     "hooked": "decentral.hooks",
+    "island": "decentral.islands.entry",
     "join": "decentral.entry",
     "local": "decentral.local_run",
     "start": "decentral.entry",

@@ -79,13 +79,12 @@ class Brought:
         return held
 
     def recall(self, tag: str) -> None:
-        """What is this peer's alone counts again if the run goes on from the very state that it was
-        kept with: of whatever has been counted since, nothing may be sent twice."""
+        """What is this peer's alone counts again; error feedback only if the run goes on from the
+        very state that it was kept with: what has been counted since may not be sent twice."""
         held, own = self.resumed.get(tag), self._own.pop(tag, {})
         outer = self._rounds[tag]
-        if held is None or outer.held.root != held.root:
-            return
-        outer.recall(own)
+        if held is not None and outer.held.root == held.root:
+            outer.recall(own)
         inner = {k.removeprefix("inner/"): v for k, v in own.items() if k.startswith("inner/")}
         if inner and self._options.keep_inner:
             self._inner.load(inner)

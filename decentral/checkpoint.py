@@ -9,7 +9,7 @@
       module-a/ …           the same, of a module that has rounds of its own
 
 `own.safetensors` holds what is this peer's alone: its inner optimizer, its error feedback. It goes
-on from there only if the run goes on from that very round.
+on with the latter only if the run goes on from that very round.
 
 A save that fails leaves the older ones and the training as they are. A load verifies every hash
 and falls back to the next older checkpoint, and says so.

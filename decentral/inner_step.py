@@ -118,7 +118,12 @@ class InnerStep:
         for optimizer, values in zip(self._optimizers, loaded, strict=True):
             known = optimizer.state_dict()
             if values.keys() <= {j for group in known["param_groups"] for j in group["params"]}:
+                groups = optimizer.param_groups
                 optimizer.load_state_dict({**known, "state": values})
+                # Torch puts new groups in their place; schedules set the rates of those they know.
+                for group, loaded_group in zip(groups, optimizer.param_groups, strict=True):
+                    group.update(loaded_group)
+                optimizer.param_groups = groups
 
     def _step(self) -> bool:
         """Whether the GradScaler skipped it."""

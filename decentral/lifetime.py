@@ -32,6 +32,12 @@ class Lifetime:
             signal.signal(signal.SIGTERM, _terminate)
             self._took_sigterm = True
 
+    def hurry_no_more(self) -> None:
+        """The process ends already: a launcher that asks twice must not cut its leave short."""
+        if self._took_sigterm and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self._took_sigterm = False
+
     def end(self) -> bool:
         """Whether this is the first call."""
         if self._ended:
@@ -59,3 +65,9 @@ def why_it_ended(error: BaseException | None) -> str:
     if isinstance(error, SystemExit):
         return "terminated"
     return error.says if isinstance(error, DecentralError) else type(error).__name__
+
+
+def in_full(error: BaseException) -> str:
+    """For the processes beside this one: also what an error of the script's own says."""
+    why = why_it_ended(error)
+    return f"{why}: {error}" if why == type(error).__name__ and str(error) else why

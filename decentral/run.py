@@ -30,12 +30,13 @@ from decentral.data import (
     check_dataset,
     source_of,
 )
-from decentral.errors import ContributionError
+from decentral.errors import ContributionError, DecentralError
 from decentral.exchange import Exchange
 from decentral.fingerprint import Fingerprint, fingerprint
 from decentral.fragments import in_fragments
 from decentral.leases import LeaseBook, total
-from decentral.lifetime import Lifetime, why_it_ended
+from decentral.lifetime import Lifetime, in_full, why_it_ended
+from decentral.lockstep import Lockstep
 from decentral.mesh_port import GroupFactory, MeshPort
 from decentral.modules import Modules, parts
 from decentral.options import RunOptions
@@ -74,12 +75,15 @@ class Run:
         founder: bool,
         modules: Modules | None = None,
         make_group: GroupFactory | None = None,
+        lockstep: Lockstep | None = None,
     ) -> None:
-        """`modules`: parts of the model that have rounds of their own (None: one for all of it)."""
+        """`modules`: parts of the model that have rounds of their own (None: one for all of it);
+        `lockstep`: what this process agrees on with the others of its island."""
         self.mesh, self.model, self.strategy = mesh, model, strategy
         self._options, self._founder, self._modules = options, founder, modules
         if modules is None and strategy.fragments > 1:
             modules = in_fragments(model, strategy.fragments)
+        self._lockstep, self._leased, self._looked_at = lockstep, False, 0
         self._tags = modules.tags if modules is not None else ("",)
         self._inner = optimizer if isinstance(optimizer, Inner) else _inner(optimizer, options)
         self._book = LeaseBook()
@@ -201,12 +205,18 @@ class Run:
         failpoints.passing("inner-step")
         done = self._inner(loss, tokens, self.progress)
         if done is None:
+            if self._lockstep is not None:
+                self._settle(self._lockstep, stepped=False)
             return
         self._steps += 1
         self._samples_seen = 0
-        self._loop.stepped(done.tokens, done.loss)
+        counted = done.tokens if self._lockstep is None else self._lockstep.total(done.tokens)
+        self._loop.stepped(counted, done.loss)
         self.mesh.progress(self._steps)
         self._loop.drain()
+        if self._lockstep is not None:
+            self._settle(self._lockstep, stepped=True)
+            return
         lease_used_up = bool(self._book.granted) and not self._book.remaining
         if self.finished is None and (self._loop.due or lease_used_up):
             self._loop.synchronize(early=lease_used_up)
@@ -273,7 +283,7 @@ class Run:
     @property
     def finished(self) -> str | None:
         """Why the run is over, once it is."""
-        return self._loop.ended
+        return self._loop.ended if self._lockstep is None else self._lockstep.finished
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -309,10 +319,15 @@ class Run:
             self.mesh.busy(None)
 
     def save(self, path: str | Path) -> Path:
-        """Export the committed parameters and buffers (fp32) as one safetensors file."""
+        """Export the committed parameters and buffers (fp32) as one safetensors file.
+
+        A sharded island: by all its ranks, into a folder (`decentral.islands.shard_save`).
+        """
         from decentral.export import export
 
         with self.busy("save"):
+            if self._lockstep is not None:
+                return self._lockstep.save(self._outer.held, Path(path))
             return export([one.held.state for one in self._rounds.values()], Path(path))
 
     # ------------------------------------------------------------------ its end
@@ -326,6 +341,8 @@ class Run:
         if not self._lifetime.end():
             return
         try:
+            if self._lockstep is not None:
+                self._lockstep.close()
             self._loop.withdraw()
             for reporter in self._reporters.values():
                 reporter.flush()
@@ -343,6 +360,10 @@ class Run:
             self._loop.close()
             self.mesh.close()
 
+    def leave_in_peace(self) -> None:
+        """For an island of which a process has failed: its launcher ends the others, twice."""
+        self._lifetime.hurry_no_more()
+
     def __enter__(self) -> Self:
         return self
 
@@ -352,7 +373,14 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close(why_it_ended(error))
+        cause: DecentralError | None = None
+        if self._lockstep is not None and error is not None:
+            self.leave_in_peace()
+            cause = self._lockstep.explain(error)
+            self._lockstep.close(in_full(cause or error))
+        self.close(why_it_ended(cause or error))
+        if cause is not None and cause is not error:
+            raise cause from error
 
     # ------------------------------------------------------------------ inside
 
@@ -370,7 +398,7 @@ class Run:
         """Become a member with the committed state in the model. Later calls do nothing."""
         if self._begun:
             return
-        self._begun = True
+        self._begun, self._leased = True, lease_samples > 0
         self._lifetime.begin()
         brought = self._brought
         holdings = brought.holdings(founder=self._founder, modules=self._modules)
@@ -386,7 +414,10 @@ class Run:
         )
         for tag, held in brought.resumed.items():
             self._reporters[tag].resumed(held)
-        self._loop.wait_until_current()
+        if self._lockstep is not None:
+            self._lockstep.enter(self._loop, self._outer)
+        else:
+            self._loop.wait_until_current()
         for tag, outer in self._rounds.items():
             if outer.ended is None:
                 self._witnesses[tag].applied(None, outer.held, self._lineage)
@@ -395,17 +426,35 @@ class Run:
             brought.recall(tag)
             if held.meta.complete and outer.ended is None:
                 outer.ended = f"the run had already reached its end at round {held.round}"
+        if self._lockstep is not None:
+            self._settle(self._lockstep, stepped=False)
         self._report_end()
 
     def _refill(self) -> bool:
         """`run.data` has no sample left: contribute early, or wait for a lease."""
         leading = self._loop.leading
-        if leading.offered is None and leading.work.steps > 0:
+        if self._lockstep is not None:
+            self._settle(self._lockstep, stepped=False)
+        elif leading.offered is None and leading.work.steps > 0:
             self._loop.synchronize(early=True)
         else:
             self._loop.wait_for_news()
             self._loop.drain()
         return self.finished is None
+
+    def _settle(self, lockstep: Lockstep, *, stepped: bool) -> None:
+        """In an island nothing else waits, ends, or looks at a round: all its processes do so at
+        the same moment, and a callback may use collectives."""
+        lockstep.settle(self._loop, self._outer, self._book, leased=self._leased, stepped=stepped)
+        extra: dict[str, Any] = {}
+        if lockstep.round > self._looked_at:
+            self._looked_at = lockstep.round
+            if self._each_round and self._steps:
+                with self.busy("eval"), self.outer():
+                    for callback in self._each_round:
+                        extra |= callback(self)
+                self.mesh.emit({"event": "eval", "round": lockstep.round, **extra})
+        self._report_end(extra)
 
     def _adopted(self, tag: str, adoption: Adoption | None, held: HeldState) -> None:
         failpoints.passing("adopted")
@@ -415,7 +464,8 @@ class Run:
         self._witnesses[tag].applied(adoption, held, self._lineage)
         extra: dict[str, Any] = {}
         if adoption is not None:
-            if self._each_round and self._rounds[tag] is self._outer:
+            leads = self._rounds[tag] is self._outer
+            if self._each_round and leads and self._lockstep is None:
                 # Own work that no commit has counted would otherwise be evaluated with it.
                 with self.busy("eval"), self.outer():
                     for callback in self._each_round:

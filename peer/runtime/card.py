@@ -86,9 +86,6 @@ class MembershipCard:
                 self.context = RunContext(
                     authority=self._invite.authority, chain=chain, open=self._invite.open
                 )
-            elif self.context.chain[-1].issuer != self._invite.key.public:
-                # It came in by another word once: that credential counts, and the word is a road.
-                self._invite = None
         if self.context is None and not join:
             authority = RunAuthority.load_or_create(home.authority_key)
             chain = authority.issue(identity.public, now=now)
@@ -97,6 +94,11 @@ class MembershipCard:
                 write_atomic(is_open, b"this run admits anyone\n")
             self.context = RunContext(authority=authority.public, chain=chain, open=open_run)
             self.made_run = True
+        chain = self.context.chain if self.context is not None else ()
+        if self._invite is not None and chain and chain[-1].issuer != self._invite.key.public:
+            # We come back with a newer word than the one that our credential came by: the words'
+            # addresses count, and the credential stands for itself.
+            self._invite = None
         self._read_revocations()
         allowed: Role = ROLES[0]
         if self.context is not None and self.context.chain:

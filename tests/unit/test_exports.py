@@ -22,6 +22,7 @@ def test_the_surface_is_pinned():
         "__version__",
         "errors",
         "hooked",
+        "island",
         "join",
         "local",
         "start",

@@ -351,7 +351,7 @@ def _with_memory(cluster: Cluster, home, **options) -> Run:
         model,
         torch.optim.AdamW(model.parameters(), lr=0.05),
         DiLoCo(sync_every=3, codec="sign", outer_momentum=0.5),
-        RunOptions(rounds=4, home=home, **options),
+        RunOptions(rounds=4, home=home, schedule=cosine(warmup=0.1), **options),
         founder=True,
         make_group=cluster.make_group,
     )
