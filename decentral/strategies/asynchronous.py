@@ -15,9 +15,10 @@
 et al. 2025, arXiv 2502.12996, Algorithm 2). Written there, every peer's θ and momentum differ; this
 is the equivalent form with one committed θ and b, and the estimate in each peer's own start.
 
-*Ahead* is ours: the mean of all starts is then where DiLoCo would start, and only the peers'
-differences are a round late. But a phase trains part of a start's distance from θ away, and would
-do so again to a start that has none: without λ the differences keep each other alive (`undone`).
+*Ahead* is from no paper that we know: the mean of all starts is then where DiLoCo would start, and
+only the peers' differences are a round late. But a phase trains part of a start's distance from θ
+away, and would do so again to a start that has none: without λ the differences keep each other
+alive (`undone`).
 
 Delayed and eager cannot have the outer momentum that suits DiLoCo, because Δ arrives one round
 late: at toy scale they diverge with .7/.9 (another implementation: 3.08 and 2.73 nats per byte,
@@ -25,7 +26,7 @@ one peer alone 1.90). Measured by `decentral bench strategies`, 4 peers, H = 15,
 
     steps   one alone   DiLoCo .7/.6   ahead .7/.6   λ = 0   λ = .5   λ = .8   eager .5/.3   rebased
     600     2.110       1.981          2.056         2.128   2.056    4.464    2.164         2.163
-    1,500   1.813       1.669          1.739
+    1,500   1.813       1.669          1.739                                    1.826
 
 Two things from CO2 (Sun et al. 2024, arXiv 2401.16265, section 3) hold stale momentum back:
 `staleness_penalty` and `momentum_clip`.

@@ -16,6 +16,8 @@ seed (nats per byte; one peer alone: 2.110):
     H    α, β:  1, 1    1, .95   1, .9    2, .8    4, .5    8, .3
     15          2.459   2.286             2.213    2.172
     5           2.172            2.258    2.162    2.126    2.040
+
+After 1,500 steps 8, .3 is at 1.738 with H = 5 and at 1.824 with H = 15 (one peer alone: 1.813).
 """
 
 from __future__ import annotations
