@@ -26,7 +26,7 @@ one peer alone 1.90). Measured by `decentral bench strategies`, 4 peers, H = 15,
 
     steps   one alone   DiLoCo .7/.6   ahead .7/.6   λ = 0   λ = .5   λ = .8   eager .5/.3   rebased
     600     2.110       1.981          2.056         2.128   2.056    4.464    2.164         2.163
-    1,500   1.813       1.669          1.739                                    1.826
+    1,500   1.813       1.669          1.739                                    1.826          1.876
 
 Two things from CO2 (Sun et al. 2024, arXiv 2401.16265, section 3) hold stale momentum back:
 `staleness_penalty` and `momentum_clip`.
