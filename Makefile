@@ -90,6 +90,7 @@ bench: $(VENV)/installed  ## every benchmark, one at a time (the shaped ones nee
 	$(BIN)/decentral bench latency
 	$(BIN)/decentral bench concurrency
 	$(BIN)/decentral bench memory
+	$(BIN)/decentral bench strategies --seeds 3
 	$(BIN)/decentral bench admission
 	$(BIN)/decentral bench codecs
 

@@ -228,7 +228,8 @@ def memory(params: int, strategy: str, fragments: int = 1) -> Memory:
         delta=whole,
         mean=whole,
         next_state=2 * piece,
-        snapshots=3 * whole if strategy in ("StreamingDiLoCo", "AsyncDiLoCo") else 0,
+        # AsyncDiLoCo keeps a momentum of its own and the last start besides.
+        snapshots={"StreamingDiLoCo": 3, "AsyncDiLoCo": 5}.get(strategy, 0) * whole,
         error_feedback=whole if strategy == "SparseLoCo" else 0,
         pinned=2 * piece,
     )

@@ -178,6 +178,14 @@ class Run:
             collate=collate,
         )
 
+    def wait_for_members(self, count: int) -> None:
+        """Block until so many peers are members; between `run.data` and the first step, so that
+        nobody has a head start."""
+        with self.busy("waiting for members"):
+            while self.finished is None and len(self.members) < count:
+                self._loop.wait_for_news()
+                self._loop.drain()
+
     def step(self, loss: torch.Tensor | float, tokens: int | None = None) -> None:
         """After `loss.backward()`: the optimizer's step and zero_grad, and outer rounds when due.
 

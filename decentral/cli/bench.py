@@ -36,6 +36,7 @@ BENCHES = {
     "admission": "strangers that dribble, announce huge frames, replay, or sit in the middle",
     "nat": "every pair of NATs connects, with data over the link (root)",
     "state": "a state to a joiner from one member and from all; a kill, a liar, rounds meanwhile",
+    "strategies": "what each algorithm makes of the same samples, between processes",
     "memory": "memory that an all-reduce takes beyond its source",
 }
 """Each is a module of decentral.bench with ``add_arguments(parser)`` and ``measure(args)``; with

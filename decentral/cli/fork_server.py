@@ -8,7 +8,7 @@
 
 A start costs half a second of a core otherwise: with dozens of peers on two cores, a harness that
 starts one every second would measure little else. The server has one thread and no link, so that
-a child begins as any process does.
+a child begins as any process does. A module may have ``prepare()``, which the server calls once.
 """
 
 from __future__ import annotations
@@ -158,7 +158,11 @@ class ForkServer:
             child.wait(10)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)  # the server ends
-        self._server.wait(10)
+        try:
+            self._server.wait(10)
+        except subprocess.TimeoutExpired:  # still importing: it has no child yet
+            self._server.kill()
+            self._server.wait()
         self._reader.join(5)
         self._socket.close()
 
@@ -171,6 +175,9 @@ def main(argv: Sequence[str]) -> int:
     module = importlib.import_module(name)
     for one in PRELOADED:
         importlib.import_module(one)
+    prepare = getattr(module, "prepare", None)
+    if prepare is not None:
+        prepare()
     gc.collect()
     gc.freeze()  # what all children share is never written to
     child = serve(socket.socket(fileno=int(fd)))

@@ -36,6 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=int, help="end the run after so many rounds (said by the first peer)"
     )
+    parser.add_argument(
+        "--strategy", metavar="WORD",
+        help="instead of the recipe's: NAME[,OPTION=VALUE …], e.g. async-diloco,outer_lr=0.5 (the "
+        "same on all peers)",
+    )  # fmt: skip
+    parser.add_argument("--lr", type=float, help="peak learning rate, instead of the recipe's")
+    parser.add_argument(
+        "--members", type=int, default=1, metavar="N",
+        help="make the first step once N peers are members (default: at once)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="initial parameters, sample order")
     parser.add_argument(
         "--listen", default="[::]:0", metavar="HOST:PORT", help="default: any address and port"
@@ -143,11 +153,11 @@ def take_part(args: argparse.Namespace, train: Callable[[Mesh, argparse.Namespac
 def _train(mesh: Mesh, args: argparse.Namespace) -> None:
     """Imports torch, which takes a while: by now the peer listens and has said so."""
     from decentral.recipes import load
-    from decentral.recipes.train import run_options, train
+    from decentral.recipes.train import adjusted, run_options, train
     from decentral.run import Run
 
     recipe = load(args.recipe)
-    task = recipe.build(args.seed)
+    task = adjusted(recipe.build(args.seed), strategy=args.strategy, lr=args.lr)
     options = run_options(
         recipe,
         task,
@@ -158,7 +168,7 @@ def _train(mesh: Mesh, args: argparse.Namespace) -> None:
     )
     founder = not args.join
     with Run(mesh, task.model, task.optimizer, task.strategy, options, founder=founder) as run:
-        train(task, run)
+        train(task, run, members=args.members)
 
 
 def _watch(mesh: Mesh, args: argparse.Namespace) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from decentral.errors import ConfigError
 from decentral.mesh_port import Holding
 from decentral.model_tensors import ModelTensors
 from decentral.options import RunOptions
 from decentral.recipes import Recipe, Task
 from decentral.run import Run
+from decentral.strategies.named import parse
 
 
 def run_options(
@@ -38,14 +41,30 @@ def run_options(
     )
 
 
+def adjusted(task: Task, *, strategy: str | None = None, lr: float | None = None) -> Task:
+    """The task with another strategy, in one word (`decentral.strategies.named`), or with another
+    peak learning rate (of its first parameter group; the others keep their ratio to it)."""
+    if strategy is not None:
+        task = replace(task, strategy=parse(strategy))
+    if lr is not None:
+        if not lr > 0:
+            raise ConfigError(f"lr is positive, not {lr}")
+        groups = task.optimizer.param_groups
+        factor = lr / groups[0]["lr"]
+        for group in groups:
+            group["lr"] *= factor
+    return task
+
+
 def holdings(task: Task) -> dict[str, Holding]:
     """What an observer needs to know of a model whose committed state it wants to fetch."""
     return {"": Holding(schema=ModelTensors(task.model).layout.schema())}
 
 
-def train(task: Task, run: Run, *, evaluate_every: int = 10) -> None:
+def train(task: Task, run: Run, *, evaluate_every: int = 10, members: int = 1) -> None:
     """Until the run ends. Every `evaluate_every` rounds, and at the last one, the `round` event
-    has a `val_loss`: of the committed parameters, so equal on all peers."""
+    has a `val_loss`: of the committed parameters, so equal on all peers. The first step waits for
+    so many `members`."""
     if task.torch_threads is not None:
         torch.set_num_threads(task.torch_threads)
 
@@ -56,7 +75,9 @@ def train(task: Task, run: Run, *, evaluate_every: int = 10) -> None:
 
     run.each_round(evaluate)
     task.model.train()
-    for batch in run.data(task.dataset, task.batch_size, num_workers=task.num_workers):
+    batches = run.data(task.dataset, task.batch_size, num_workers=task.num_workers)
+    run.wait_for_members(members)
+    for batch in batches:
         loss = task.loss_fn(task.model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         run.step(loss, tokens=task.tokens_of(batch))

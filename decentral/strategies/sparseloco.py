@@ -7,6 +7,17 @@
 
 Everybody gathers everybody's values and adds them up in one order. The clip is the receivers': e
 loses what was sent, unclipped. Defaults of the paper: β = .95, H = 30, α = 1.
+
+They are for thousands of rounds. A value waits for some sixty rounds until its turn comes, and most
+values are sent by one peer at a time, which the mean divides by all M; so a run of a hundred rounds
+wants α near 2 M, and a β that forgets what is old. A toy of 117k parameters, M = 4, 600 steps, one
+seed (nats per byte; one peer alone: 2.110):
+
+    H    α, β:  1, 1    1, .95   1, .9    2, .8    4, .5    8, .3
+    15          2.459   2.286             2.213    2.172
+    5           2.172            2.258    2.162    2.126    2.040
+
+After 1,500 steps 8, .3 is at 1.738 with H = 5 and at 1.824 with H = 15 (one peer alone: 1.813).
 """
 
 from __future__ import annotations

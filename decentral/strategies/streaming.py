@@ -9,7 +9,8 @@
 Peak bandwidth falls by the number of fragments, and the wire is 4 bits (E3M0 there and here,
 section 3.3; sums are fp32). The next Δm,p starts from the committed θp, never from a mixed value,
 as in the paper. With τ = 0 nothing is mixed: θm,p ← θp. Evaluate the committed parameters
-(`run.outer()`), as the paper does.
+(`run.outer()`), as the paper does. At toy scale (docs/benchmarks.md; H = 16, P = 2) it ends 0.020
+nats per byte above DiLoCo with τ = 0, and 0.054 with τ = 2.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import torch
 from fake_mesh import Cluster
 from tiny_run import Numbers, loss_of, make_run, weights
 
+from decentral.errors import ConfigError
 from decentral.run import Run
 from decentral.strategies import (
     AsyncDiLoCo,
@@ -158,6 +159,24 @@ def test_rebased_alone_is_training_without_a_break() -> None:
     runs, seen = trained(1, strategy)
     expected = phase(founder(), seen[0][: ROUNDS * H])
     np.testing.assert_allclose(committed(runs[0]), expected, atol=2e-6)
+
+
+def test_who_takes_its_own_work_for_everybodys_and_is_alone_is_right() -> None:
+    """Then the outcome is where the next phase has begun: DiLoCo, its communication hidden."""
+    strategy = AsyncDiLoCo(sync_every=H, outer_lr=0.6, outer_momentum=0.4, variant="ahead")
+    runs, seen = trained(1, strategy)
+    outer, theta = Nesterov(0.6, 0.4), founder()
+    for r in range(ROUNDS):
+        theta = outer.step(theta, theta - phase(theta, seen[0][r * H : (r + 1) * H]))
+    np.testing.assert_allclose(committed(runs[0]), theta, atol=2e-6)
+
+
+def test_a_correction_that_would_grow_is_refused() -> None:
+    AsyncDiLoCo(outer_lr=0.7, outer_momentum=0.6, correction=0.5)
+    AsyncDiLoCo(outer_lr=0.7, outer_momentum=0.9)
+    with pytest.raises(ConfigError, match="variant ahead diverges"):
+        AsyncDiLoCo(outer_lr=0.7, outer_momentum=0.6, correction=0.8)
+    AsyncDiLoCo(outer_lr=0.7, outer_momentum=0.6, correction=0.8, variant="delayed")
 
 
 @pytest.mark.parametrize("tau", [1, 2])

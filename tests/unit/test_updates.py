@@ -35,6 +35,15 @@ def test_what_a_codec_would_round_travels_as_fp32() -> None:
     assert pack_update(3, mean, "int8", 1).tensors[DATA].nbytes == 400
 
 
+def test_a_sum_of_what_topk_sends_travels_as_fp32() -> None:
+    mean = aligned_zeros(100)
+    mean[::7] = 0.5
+    update = pack_update(3, mean, "topk", 1)
+    assert update.tensors[DATA].nbytes == 400
+    back, _ = unpack_update(update.tensors[DATA], update.tensors[HOW], 100)
+    assert np.array_equal(back, mean)
+
+
 @pytest.mark.parametrize(
     "how",
     [b"", b"\xc1", msgpack.packb({"codec": "fp32"}), msgpack.packb({"codec": "no", "tokens": 1}),
