@@ -28,7 +28,8 @@ from decentral.options import RunOptions
 from decentral.run import Run
 from decentral.schedule import Progress
 from decentral.state import TRAINABLE, Layout, aligned_zeros
-from decentral.strategies import DiLoCo
+from decentral.strategies import DiLoCo, Strategy
+from decentral.strategies.named import parse
 from decentral.types import PeerId
 
 if TYPE_CHECKING:
@@ -166,7 +167,9 @@ def train(mesh: Mesh, args: argparse.Namespace) -> None:
         recipe_version="1",
         witness=args.witness,
     )
-    strategy = DiLoCo(sync_every=args.sync_every, outer_momentum=0.6, codec=args.codec)
+    strategy: Strategy = DiLoCo(sync_every=args.sync_every, outer_momentum=0.6, codec=args.codec)
+    if args.strategy:
+        strategy = parse(args.strategy)
     parts = [tensors] if modules is None else [*modules.held.values()]
     nap = Nap([part for part in parts if isinstance(part, NumpyTensors)], args.step_s, mesh.me)
     founder = not args.join
