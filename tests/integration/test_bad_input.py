@@ -293,7 +293,7 @@ def test_a_corrupted_checkpoint(tmp_path: Path, peers: Peers) -> None:
     first.send(signal.SIGTERM)
     assert first.process.wait(30) == 0
     newest = max(
-        (first.home / "checkpoints").rglob("*.safetensors"), key=lambda p: p.stat().st_mtime
+        (first.home / "checkpoints").rglob("state.safetensors"), key=lambda p: p.stat().st_mtime
     )
     data = bytearray(newest.read_bytes())
     data[-100] ^= 1
