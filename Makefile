@@ -94,7 +94,8 @@ bench: $(VENV)/installed  ## every benchmark, one at a time (the shaped ones nee
 	$(BIN)/decentral bench admission
 	$(BIN)/decentral bench codecs
 
-soak-sim: $(VENV)/installed  ## an hour of fresh seeds (SOAK_S=3600), crowds, hours of detection
+soak-sim: $(VENV)/installed-test  ## an hour of fresh seeds (SOAK_S=3600), crowds, hours of detection
+	DECENTRAL_FRESH=1 $(BIN)/python -P -m pytest -q tests/sim/test_stateful.py tests/sim/test_everything.py
 	$(BIN)/decentral simulate --peers 32 --fresh --for $(or $(SOAK_S),3600)
 	$(BIN)/decentral simulate detection --peers 1000 --peer-hours 3000
 	$(BIN)/decentral simulate crowd --peers 1000 --joiners 200
