@@ -114,9 +114,19 @@ class Join:
             mine = [one for one in target.scopes if self.rounds[one.tag].takes]
             held = tuple((one.tag, one.round, one.root) for one in mine)
             self.ctx.send(contact, Enter(target.view.lineage, target.slot, held))
-        slot = -1 if target is None else target.slot
-        lineage = "" if target is None else target.view.lineage
-        self.ctx.send(contact, JoinRequest(lineage, max(slot, 0)))
+        if target is None or self._lacks_an_address(target):
+            self.ctx.send(contact, JoinRequest("", 0))  # answered with everything
+        else:
+            self.ctx.send(contact, JoinRequest(target.view.lineage, target.slot))
+
+    def _lacks_an_address(self, target: LogState) -> bool:
+        """Whether some member can neither be dialled nor knows of us: what told others where it is
+        went by while we had no link."""
+        found = self.membership.members
+        return any(
+            peer not in self.ctx.links and not (peer in found and found[peer].address)
+            for peer in self.membership.links_wanted(target.view.members)
+        )
 
     def _look_for_members(self) -> None:
         """No member is linked. Dial those of the newest view that we know of: whoever is in it has

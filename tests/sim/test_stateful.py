@@ -156,7 +156,7 @@ FRESH = bool(os.environ.get("DECENTRAL_FRESH"))
 """`make soak-sim` tells new stories; here they are the same each time."""
 Story.TestCase.settings = settings(
     derandomize=not FRESH,
-    max_examples=200 if FRESH else 25,
+    max_examples=200 if FRESH else 40,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -164,3 +164,16 @@ Story.TestCase.settings = settings(
     print_blob=True,
 )
 TestStory = Story.TestCase
+
+
+def test_a_newcomer_that_has_missed_an_address_asks_for_it() -> None:
+    """Two newcomers, who knew of each other only through a member whose link broke."""
+    story = Story()
+    story.begin(seed=313, peers=3, quorum=0)
+    story.loses_power(who=0)
+    for _ in range(3):
+        story.somebody_joins()
+    story.a_link_breaks(pick=0)
+    story.dies(who=4)
+    story.time_passes(seconds=3.0)
+    story.teardown()
