@@ -74,7 +74,7 @@ def _rounds(args: argparse.Namespace, word: str, state_kib: int) -> dict[str, An
     word = f"{word},sync_every={args.sync_every}"
     how = [
         *("--state-kib", str(state_kib), "--step-s", str(args.step_s), "--leases", "off"),
-        *("--strategy", word),
+        *("--strategy", word, "--members", str(args.peers)),
     ]
     with (
         folder(args.keep) as home,

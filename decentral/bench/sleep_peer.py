@@ -175,9 +175,13 @@ def train(mesh: Mesh, args: argparse.Namespace) -> None:
     founder = not args.join
     with Run(mesh, tensors, nap, strategy, options, founder=founder, modules=modules) as run:
         if args.leases == "on":
-            for _ in run.data(SampleIds(), BATCH_SIZE, collate=_as_is):
+            data = run.data(SampleIds(), BATCH_SIZE, collate=_as_is)
+            run.wait_for_members(args.members)
+            for _ in data:
                 run.step(0.0)
         else:
+            run.step(0.0, tokens=BATCH_SIZE)  # the first one only enters the run
+            run.wait_for_members(args.members)
             while run.finished is None:
                 run.step(0.0, tokens=BATCH_SIZE)
     assert "torch" not in sys.modules, "a sleeping peer is there to be small"
