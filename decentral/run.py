@@ -349,16 +349,17 @@ class Run:
             if self._begun:
                 failpoints.passing("leave")
                 self.mesh.leave(self.finished or reason, LEAVE_TIMEOUT_S)
-            self._loop.close()
-            for tag, reporter in self._reporters.items():
-                # A round may have been committed since the model took one in: others count on it.
-                tip = self._rounds[tag].unadopted
-                if tip is not None:
-                    reporter.adopted(tip, "", dict)
-                reporter.close()
         finally:
-            self._loop.close()
-            self.mesh.close()
+            try:
+                self._loop.close()
+                for tag, reporter in self._reporters.items():
+                    # Committed since the model took one in: others count on it.
+                    tip = self._rounds[tag].unadopted
+                    if tip is not None:
+                        reporter.adopted(tip, "", dict)
+                    reporter.close()
+            finally:
+                self.mesh.close()
 
     def leave_in_peace(self) -> None:
         """For an island of which a process has failed: its launcher ends the others, twice."""
