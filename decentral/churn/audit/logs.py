@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def records_of(path: Path) -> Iterator[Record]:
             yield record
 
 
-class _Log:
+class _Log(ABC):
     """A file's events up to a moment; what is later waits."""
 
     _pending: Event | None = None
@@ -102,8 +103,9 @@ class _Log:
                 return
             yield event
 
+    @abstractmethod
     def _next(self) -> Event | None:
-        raise NotImplementedError
+        """The next event, if one has been told."""
 
 
 class PeerLog(_Log):
