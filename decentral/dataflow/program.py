@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
+
+from numpy.typing import NDArray
 
 from decentral.errors import ConfigError
 from decentral.types import TensorSpec
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 DTYPES = ("float32", "uint8")
 """What a cell's tensors may be made of: what a checkpoint can hold."""
