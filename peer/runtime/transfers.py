@@ -125,9 +125,9 @@ class Transfers:
         self._drive()
 
     def give_up(self) -> None:
-        """Only a founder's initial state was held, for others, and they have moved on."""
+        """This peer has no part in the tag, or no more: nothing newer is held or wanted here."""
         self._give(self._donor.retire())
-        self._held = None
+        self._held = self._wanted = None
 
     def hold_update(self, root: bytes, update: CommittedState) -> None:
         self._give(self._donor.hold_update(root, update, self._loop.time()))
