@@ -189,7 +189,7 @@ class Worker:
         if self._computing.job is None:
             self._progress()
         log = self.mesh.log()
-        if log is None or not self._member or log.paused:
+        if log is None or not log.founded or not self._member or log.paused:
             return
         self._keep(log)
         self._offer_to_keep(log)
