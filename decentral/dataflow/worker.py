@@ -70,17 +70,19 @@ class Worker:
         founder: bool,
         home: Path | None = None,
         copies: int = COPIES,
+        members: int = 1,
         on_round: Callable[[str, int, float | None], None] = lambda cell, round, loss: None,
     ) -> None:
-        """`copies`: how many peers hold a round before it counts; the same on all peers. `on_round`
-        hears of every committed round that is held here, with the loss where it was computed here.
-        """
+        """`copies`: how many peers hold a round before it counts; the same on all peers.
+        `members`: nothing is computed here before so many peers are in. `on_round` hears of every
+        committed round that is held here, with the loss where it was computed here."""
         if copies < 1:
             raise ConfigError(f"a round is kept by at least one peer, not {copies}")
         self.mesh, self.program = mesh, program
         self.held: dict[str, CommittedState] = {}
         """By cell: committed rounds that are here. Replaced, never changed: others may read it."""
         self._founder, self._copies, self._on_round = founder, copies, on_round
+        self._wait_for = members
         self._store = Store(home, program, lambda: mesh.run_id)
         self._agenda = Agenda(program, mesh.me, copies)
         self._mine = Mine()
@@ -261,6 +263,9 @@ class Worker:
 
     def _compute(self, log: LogState) -> None:
         """Begin the next job, if there is one; give up one that others have done."""
+        if len(log.view.members) < self._wait_for:
+            return
+        self._wait_for = 1
         at, job = _at(log), self._computing.job
         if job is not None:
             if at[job.cell] >= job.round:
