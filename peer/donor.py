@@ -27,6 +27,7 @@ from decentral.peer.transfer import (
     ManifestMissing,
     ManifestPage,
     Pin,
+    Read,
     Release,
     StateWanted,
     TransferMessage,
@@ -62,8 +63,8 @@ class ServeChunk:
 
 
 DonorAction: TypeAlias = Tell | ServeChunk
-FOR_HOLDERS = (Pin, Release, StateWanted, ChunkWanted, ChunkUnwanted, UpdateWanted)
-ASKS = (Pin, StateWanted, ChunkWanted, UpdateWanted)
+FOR_HOLDERS = (Pin, Read, Release, StateWanted, ChunkWanted, ChunkUnwanted, UpdateWanted)
+ASKS = (Pin, Read, StateWanted, ChunkWanted, UpdateWanted)
 """Those of them that are answered where nothing is held."""
 
 
@@ -114,7 +115,7 @@ class Donor:
         self._pins: dict[bytes, _Pinned] = {}
         self._guests: dict[PeerId, _Guest] = {}
         self._updates: dict[bytes, _Pinned] = {}  # by the root of the state it leads to
-        self._interest: dict[PeerId, float] = {}  # who fetches, until when
+        self._interest: dict[PeerId, float] = {}  # who fetches all and will replay, until when
         self._questions: dict[bytes, tuple[int, set[PeerId]]] = {}  # about rounds to come
 
     @property
@@ -126,6 +127,12 @@ class Donor:
     def wants_updates(self) -> bool:
         """Whether somebody fetches a state, and will want what is committed meanwhile."""
         return bool(self._interest)
+
+    def state(self, round: int, root: bytes) -> CommittedState | None:
+        """That state, if it is still here."""
+        pinned = [pin.state for pin in self._pins.values()]
+        here = [one for one in (self._newest, *pinned) if one is not None]
+        return next((one for one in here if (one.round, one.root) == (round, root)), None)
 
     def hold(self, state: CommittedState | None) -> list[DonorAction]:
         """This is the committed state now (None: none is held)."""
@@ -174,7 +181,8 @@ class Donor:
             if (guest := self._guests.get(peer)) is not None:
                 guest.queue = deque(chunk for chunk in guest.queue if chunk.key != message.key)
             return []
-        self._interest[peer] = now + self._config.pin_idle_s
+        if isinstance(message, Pin | UpdateWanted) or peer in self._interest:
+            self._interest[peer] = now + self._config.pin_idle_s
         if isinstance(message, UpdateWanted):
             return self._update(peer, message)
         pin = self._pin(peer, message, now)

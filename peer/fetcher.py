@@ -5,7 +5,8 @@
 
 A holder that dies or stalls loses its chunks to the others; one that sends
 wrong bytes is named (`Blame`) and never asked again. Chunks that are here already do not travel.
-Near the end whoever is done takes over what a slower one still owes.
+Near the end whoever is done takes over what a slower one still owes. `only`: of the tensors those
+whose names begin so; the manifest is checked as a whole all the same.
 A chunk is asked of one holder at a time: `CancelChunk` always goes before it is asked elsewhere,
 because two blobs must not write to the same memory.
 """
@@ -44,6 +45,7 @@ from decentral.peer.transfer import (
     ManifestMissing,
     ManifestPage,
     Pin,
+    Read,
     Release,
     StateWanted,
     unpack_message,
@@ -51,6 +53,11 @@ from decentral.peer.transfer import (
 from decentral.types import CommittedState, PeerId, TensorSpec, short
 
 _PHASE = "state transfer"
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo(Tell):
+    """A holder need not keep the state: not to be said while another fetch from it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +115,7 @@ class Failed:
     error: DecentralError
 
 
-FetchAction: TypeAlias = Tell | Allocate | AskChunk | CancelChunk | Blame | Done | Failed
+FetchAction: TypeAlias = Tell | LetGo | Allocate | AskChunk | CancelChunk | Blame | Done | Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,10 +149,13 @@ class Fetcher:
         held: CommittedState | None = None,
         config: FetchConfig | None = None,
         tag: str = "",
+        only: str | None = None,
     ) -> None:
-        """`schema` is this peer's model; `held` is state that may match in part (with leaves)."""
+        """`schema` is this peer's model; `held` is state that may match in part (with leaves);
+        `only`: how the names begin that are wanted (None: the whole state, and what follows it)."""
         self._config = config or FetchConfig()
         self._tag = tag
+        self._only = only
         self._schema = tuple(schema)
         self._round = round
         self._root = root
@@ -173,6 +183,11 @@ class Fetcher:
     def deserted(self) -> bool:
         """Nobody whom we are linked to has it. There is hope where somebody may come back."""
         return not self._finished and not self._holders.help_at_hand()
+
+    @property
+    def without(self) -> list[PeerId]:
+        """Who says that it does not hold the state."""
+        return [peer for peer in self._holders.peers() if self._holders[peer].missing]
 
     def abandon(self) -> list[FetchAction]:
         """Somebody else knows that nobody will come back with it."""
@@ -319,7 +334,11 @@ class Fetcher:
         if self._held is not None:
             here = {spec: self._held.leaves.get(spec.name, b"") for spec in specs_of(self._held)}
         keep = []
+        wanted = []
         for number, (spec, leaves) in enumerate(manifest.tensors):
+            if not spec.name.startswith(self._only or ""):
+                continue
+            wanted.append(spec)
             nbytes = tensor_bytes(spec)
             mine = here.get(spec, b"")
             if len(mine) == len(leaves):
@@ -329,7 +348,7 @@ class Fetcher:
                 if len(mine) != len(leaves) or mine[leaf] != leaves[leaf]:
                     self._todo.append((number, index))
         self.chunks_total = len(self._todo)
-        return Allocate(tuple(spec for spec, _ in manifest.tensors), tuple(keep))
+        return Allocate(tuple(wanted), tuple(keep))
 
     # ---------------------------------------------------------------------- holders
 
@@ -411,7 +430,7 @@ class Fetcher:
 
     def _releases(self) -> list[FetchAction]:
         message = Release(self._round, self._root, tag=self._tag).pack()
-        return [Tell(peer, message) for peer in self._holders.peers(pinned=True)]
+        return [LetGo(peer, message) for peer in self._holders.peers(pinned=True)]
 
     @property
     def _tensors(self) -> tuple[tuple[TensorSpec, bytes], ...]:
@@ -419,7 +438,8 @@ class Fetcher:
         return self._manifest.tensors
 
     def _pin(self) -> bytes:
-        return Pin(self._round, self._root, tag=self._tag).pack()
+        kind = Pin if self._only is None else Read
+        return kind(self._round, self._root, tag=self._tag).pack()
 
     def _want(self) -> bytes:
         return StateWanted(self._round, self._root, len(self._pages), tag=self._tag).pack()

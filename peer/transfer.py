@@ -10,6 +10,7 @@
       │ ◀───────────────── x/update ────── │ ◀───────── x/update ─── │  (`replay.py`)
       │ ── x/release ────────────────────▶ │ ──────────────────────▶ │
 
+Who wants some tensors of this one state, and nothing that follows, says x/read instead of x/pin.
 Each tag (the model, or a module or fragment of it) has states and rounds of its own, and its
 transfers with them; every message names it. Messages travel on the control stream, the bytes
 themselves on the bulk streams, under a 64-bit key that the fetcher chose. See `fetcher.py` and
@@ -63,6 +64,13 @@ class Pin(_Message):
     """Keep this state for me, even when newer ones come."""
 
     KIND: ClassVar[str] = "x/pin"
+
+
+@dataclass(frozen=True, slots=True)
+class Read(_Message):
+    """Keep this state for me while I read in it; what is committed next is no business of mine."""
+
+    KIND: ClassVar[str] = "x/read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +157,7 @@ class UpdateOffer(_Message):
 
 TransferMessage: TypeAlias = (
     Pin
+    | Read
     | Release
     | StateWanted
     | ManifestPage
@@ -173,6 +182,8 @@ def unpack_message(payload: bytes) -> TransferMessage:
     match kind, len(rest):
         case "x/pin", 0:
             return Pin(round_, root, tag=tag)
+        case "x/read", 0:
+            return Read(round_, root, tag=tag)
         case "x/release", 0:
             return Release(round_, root, tag=tag)
         case "x/missing", 0:

@@ -132,22 +132,21 @@ class Worker:
             self._close()
 
     def _start(self) -> None:
-        holdings = {
-            cell: Holding(schema=self.program.schema(cell), initial=self._given(cell), takes=False)
-            for cell in self.program.cells
-        }
+        schemas = {cell: self.program.schema(cell) for cell in self.program.cells}
+        # Who makes a run says what it begins with; the others know that, too.
+        founded = schemas if self._founder else {}
         self.mesh.start(
-            holdings=holdings,
+            holdings={
+                cell: Holding(schema=schema, initial=self._initial(cell), takes=False)
+                for cell, schema in founded.items()
+            },
+            schemas=schemas,
             fingerprint=self.program.fingerprint,
             lease_samples=0,
             on_order=self._ordered,
             tags=self.program.cells,
             copies=self._copies,
         )
-
-    def _given(self, cell: str) -> CommittedState | None:
-        """Who makes a run says what it begins with; the others know it, too."""
-        return self._initial(cell) if self._founder else None
 
     def _initial(self, cell: str) -> CommittedState:
         tensors = self.program.initial(cell)

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from decentral.peer.home import Home
 from decentral.peer.identity import Identity
 from decentral.peer.joinword import split_address
 from decentral.peer.orders import MeshFailed, Order
+from decentral.peer.runtime import reads
 from decentral.peer.runtime.addresses import is_everywhere, reachable
 from decentral.peer.runtime.card import MembershipCard
 from decentral.peer.runtime.config import MeshConfig, parse_listen_address
@@ -42,7 +44,7 @@ from decentral.peer.runtime.report import doctor, status
 from decentral.peer.runtime.spectator import Spectator, seen_by
 from decentral.peer.runtime.wish import wish
 from decentral.peer.views_log import LogState
-from decentral.types import CommittedState, PeerId, Range
+from decentral.types import CommittedState, PeerId, Range, TensorSpec
 from decentral.version import PROTOCOL_VERSIONS
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ BUSY_BEAT_S = 1.0
 ROUTER_S = 1.5
 
 
+#: For so long somebody who holds what is to be read is looked for.
+READ_S = 60.0
 #: Links that an operation needs are waited for so long, asked for again, and looked for, so often.
 CONNECT_S, CONNECT_AGAIN_S, CONNECT_LOOK_S = 8.0, 2.0, 0.005
 
@@ -209,6 +213,7 @@ class Mesh:
         lease_samples: int,
         on_order: Callable[[Order], None],
         tags: tuple[str, ...] = ("",),
+        schemas: Mapping[str, Sequence[TensorSpec]] = MappingProxyType({}),
         min_contributors: int = 0,
         grace_s: float = 0.0,
         copies: int = 0,
@@ -216,7 +221,8 @@ class Mesh:
         """Make the run, go on with it, or join it. Returns at once; orders say how it went.
 
         `tags`: of the run, the same in the same order on all peers; `holdings`: those of them that
-        this peer takes part in, and a founder's initial states of the others.
+        this peer takes part in, and a founder's initial states of the others; `schemas`: of tags
+        that it may `read` without taking part.
         """
         if self.role != ROLES[0]:
             raise ConfigError(f"this peer's role is {self.role}: it cannot train", phase="start")
@@ -241,6 +247,7 @@ class Mesh:
                         "grace_s": grace_s,
                         "copies": copies,
                     },
+                    readable=schemas,
                 )
             except DecentralError as error:
                 tell(MeshFailed(error))
@@ -265,16 +272,18 @@ class Mesh:
         *,
         holdings: Mapping[str, Holding] = MappingProxyType({}),
         tags: tuple[str, ...] = ("",),
+        schemas: Mapping[str, Sequence[TensorSpec]] = MappingProxyType({}),
     ) -> None:
         """Be linked and follow the run without training in it: for a relay, or to observe.
 
-        `holdings`: of which tags the committed states are fetched, too (StateArrived).
+        `holdings`: of which tags the committed states are fetched, too (StateArrived); `schemas`:
+        of tags that it may `read`.
         """
 
         def begin() -> None:
             try:
                 spectator = Spectator(self._node, self._loop.loop)
-                spectator.start(holdings=holdings, tags=tags, on_order=on_order)
+                spectator.start(holdings=holdings, tags=tags, on_order=on_order, readable=schemas)
             except DecentralError as error:
                 on_order(MeshFailed(error))
 
@@ -317,6 +326,22 @@ class Mesh:
     def _unlinked(self, peer: PeerId) -> bool:
         return self._node.links.get(peer) is None
 
+    def read(
+        self, tag: str, round: int, root: bytes, prefix: str = "", *, timeout_s: float = READ_S
+    ) -> Future[reads.Arrays]:
+        """The tensors of a tag's committed state whose names begin with `prefix`, from all linked
+        members that hold it (or from here), verified against `root`. Nobody may write to them.
+
+        For tags of `holdings` or `schemas`. Whoever does not hold the state yet is asked again.
+        The future can be cancelled; it fails with a StateError once `timeout_s` are over, with a
+        FingerprintError if the schema is not the run's, with a ConfigError for what there is not.
+        """
+        future: Future[reads.Arrays] = Future()
+        self._loop.call(reads.read, self._node, tag, round, root, prefix, timeout_s, future)
+        if self._closed and not future.done():  # after its last words nobody settles it any more
+            future.cancel()
+        return future
+
     def hold(self, state: CommittedState, *, tag: str = "") -> None:
         self._loop.call(self._node.hold, tag, state)
 
@@ -325,7 +350,7 @@ class Mesh:
 
     def wants_updates(self, tag: str = "") -> bool:
         transfers = self._node.transfers
-        return transfers is not None and transfers[tag].wants_updates
+        return transfers is not None and transfers.wants_updates(tag)
 
     def hold_update(self, state_root: bytes, update: CommittedState, *, tag: str = "") -> None:
         self._loop.call(self._node.hold_update, tag, state_root, update)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from decentral import _native, failpoints
@@ -39,12 +41,14 @@ from decentral.peer.runtime.events import EventLog
 from decentral.peer.runtime.link import Link
 from decentral.peer.runtime.links import LinkTable
 from decentral.peer.runtime.reaching import Reaching, make_reach
+from decentral.peer.runtime.reads import who_trains
 from decentral.peer.runtime.revoking import REVOKED, Revoking
 from decentral.peer.runtime.said import may_be_said
+from decentral.peer.runtime.shown import show
 from decentral.peer.runtime.transfer_router import TransferRouter
 from decentral.peer.runtime.way_in import WayIn
-from decentral.peer.transfer import is_transfer
-from decentral.types import CommittedState, PeerId, View, short
+from decentral.peer.transfer import KeyMaker, is_transfer
+from decentral.types import CommittedState, PeerId, TensorSpec, View, short
 
 MAX_STEP_S = 86400.0
 #: New addresses reach the disk together after this: dozens may join at once, and each write waits.
@@ -82,6 +86,7 @@ class Node:
         self._takes: set[str] = set()
         """Tags that the trainer takes part in now."""
         self.transfers: TransferRouter | None = None
+        self._keys = KeyMaker(secrets.randbits(32))
         self.tell: Callable[[Order], None] = lambda order: None
         """The trainer."""
         self._holdings: Mapping[str, Holding] = {}
@@ -120,10 +125,12 @@ class Node:
         holdings: Mapping[str, Holding],
         core_options: Mapping[str, Any],
         on_order: Callable[[Order], None],
+        readable: Mapping[str, Sequence[TensorSpec]] = MappingProxyType({}),
     ) -> None:
         """Make the run (an initial state of every tag and no join word), go on with it, or join it.
 
-        `core_options` are fields of the core's config that come from the training.
+        `core_options` are fields of the core's config that come from the training; `readable`:
+        schemas of tags that are not held, to be read in.
         """
         self.tell = on_order
         self._started = True
@@ -131,8 +138,9 @@ class Node:
         self._takes = {tag for tag, one in holdings.items() if one.takes}
         schemas = {tag: one.schema for tag, one in holdings.items()}
         self.transfers = TransferRouter(
-            self.endpoint, self.links, schemas, self.loop, self.tell, self._fetch_failed
-        )
+            self.endpoint, self.links, {**readable, **schemas}, self.loop, self.tell,
+            self._fetch_failed, partial(who_trains, self), self._keys,
+        )  # fmt: skip
         record = self.home.read_record()
         for tag, one in holdings.items():
             # Killed before its first checkpoint, a peer is back at round 0 whatever its votes say.
@@ -275,13 +283,14 @@ class Node:
 
     def _tell(self, action: Any) -> None:
         """Orders for the trainer, and what a person gets to see of them."""
+        if isinstance(action, protocol.Committed):
+            self._committed(action.entry, action.view)
+        show(self.events, self.me, action)
         match action:
             case protocol.StartReduce(tag=tag):
                 self._reducing.add(tag)
             case protocol.AbortReduce(tag=tag):
                 self._reducing.discard(tag)
-            case protocol.Committed(_, entry, view):
-                self._committed(entry, view)
             case protocol.Joined(view, round_, _, rounds):
                 self._set_view(view)
                 self.joined = True
@@ -302,20 +311,15 @@ class Node:
                     members=len(view.members),
                     **({"tags": several} if several else {}),
                 )
-            case protocol.Evicted(says):
+            case protocol.Evicted():
                 self.joined = False
-                self.events.emit("fault", kind="evicted", peer=self.me, says=says)
                 self.way_in.redial()
             case protocol.Fault(kind, peer, says):
-                self.events.emit("fault", kind=kind, peer=peer, says=says)
                 if kind == "refused" and not self.joined and peer in (None, self.me):
                     self.tell(MeshFailed(FingerprintError(says, phase="join")))
                     return
-            case protocol.Left(says):
-                self.events.emit("left", peer=self.me, says=says)
             case protocol.Fenced(says):
                 self.way_in.is_in()
-                self.events.emit("fault", kind="fenced", peer=self.me, says=says)
                 self.tell(MeshFailed(IdentityError(says, peer=self.me, phase="link")))
                 return
         self.tell(action)
@@ -324,25 +328,9 @@ class Node:
         match entry:
             case protocol.ViewEntry():
                 self._set_view(view)
-                self.events.emit(
-                    "view",
-                    lineage=view.lineage,
-                    epoch=view.epoch,
-                    members=len(view.members),
-                    reason=entry.reason,
-                )
             case protocol.RoundEntry(tag=tag):
                 self._reducing.discard(tag)
                 self._give_up(tag)
-            case protocol.RollbackEntry(tag=tag):
-                what = f"tag {tag}" if tag else "the run"
-                says = f"{what} goes on from round {entry.round}: {entry.reason}"
-                self.events.emit("fault", kind="rollback", peer=None, says=says)
-            case protocol.PauseEntry(paused=True, reason=reason):
-                says = f"the run is paused: {reason or 'asked for'}"
-                self.events.emit("fault", kind="pause", peer=None, says=says)
-            case protocol.PauseEntry():
-                self.events.emit("fault", kind="resume", peer=None, says="the run goes on")
 
     def _set_view(self, view: View) -> None:
         self.view = view

@@ -14,6 +14,7 @@ from decentral.peer.acceptor import read_record
 from decentral.peer.holding import Holding
 from decentral.peer.orders import Order
 from decentral.peer.views_log import LogState
+from decentral.types import TensorSpec
 
 if TYPE_CHECKING:
     from decentral.peer.runtime.node import Node
@@ -34,6 +35,7 @@ class Spectator:
         holdings: Mapping[str, Holding],
         tags: Sequence[str],
         on_order: Callable[[Order], None],
+        readable: Mapping[str, Sequence[TensorSpec]],
     ) -> None:
         """Have the node join without entering: it has no recipe that others could compare, so no
         fingerprint. Of the tags in `holdings` the committed state is fetched, too."""
@@ -45,7 +47,9 @@ class Spectator:
                 phase="start",
             )
         options = {"tags": tags, "takes": tuple(holdings), "fingerprint": b"", "spectator": True}
-        self._node.start(holdings=holdings, core_options=options, on_order=on_order)
+        self._node.start(
+            holdings=holdings, core_options=options, on_order=on_order, readable=readable
+        )
         self._look()
 
     def _look(self) -> None:

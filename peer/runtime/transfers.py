@@ -14,29 +14,21 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
 
 import numpy as np
 
 from decentral import _native, failpoints
 from decentral.errors import DecentralError, FingerprintError, ProtocolError
 from decentral.peer.donor import Donor, DonorAction, ServeChunk, Tell
-from decentral.peer.fetcher import (
-    Allocate,
-    AskChunk,
-    Blame,
-    CancelChunk,
-    Done,
-    Failed,
-    FetchAction,
-    Fetcher,
-)
-from decentral.peer.merkle import leaf_hash, tensor_bytes
+from decentral.peer.fetcher import Blame, Done, Fetcher
+from decentral.peer.merkle import tensor_bytes
 from decentral.peer.orders import StateArrived, UpdateArrived
 from decentral.peer.protocol import FetchState
 from decentral.peer.replay import DATA, HOW, FetchUpdate, Replay, ReplayAction
+from decentral.peer.runtime.fetching import BULK_PRIORITY, Fetch, Fetching
 from decentral.peer.runtime.links import LinkTable
+from decentral.peer.runtime.reads import Arrays, Read, Reads
 from decentral.peer.transfer import (
     ChunkMissing,
     KeyMaker,
@@ -48,33 +40,7 @@ from decentral.peer.transfer import (
 )
 from decentral.types import CommittedState, PeerId, TensorSpec
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 _TICK_S = 0.5
-BULK_PRIORITY = 2
-
-
-@dataclass(slots=True)
-class _Fetch:
-    """A state, or an update, on its way to us."""
-
-    round: int
-    root: bytes
-    fetcher: Fetcher
-    holders: tuple[PeerId, ...]
-    held: CommittedState | None
-    update: bool
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Incoming:
-    """A chunk on its way to us."""
-
-    fetch: _Fetch
-    peer: PeerId
-    into: NDArray[np.uint8]
 
 
 class Transfers:
@@ -90,7 +56,9 @@ class Transfers:
         on_failed: Callable[[DecentralError], None],
         tag: str = "",
         keys: KeyMaker | None = None,
+        members: Callable[[], Iterable[PeerId]] = tuple,
     ) -> None:
+        """`members()`: who is linked and may hold a state, for `read`."""
         self._endpoint, self._links, self._schema, self._loop = endpoint, links, schema, loop
         self._on_order, self._on_failed = on_order, on_failed
         self._tag = tag
@@ -98,16 +66,16 @@ class Transfers:
         self._keys = keys or KeyMaker(secrets.randbits(32))
         self._wanted: FetchState | None = None
         self._held: CommittedState | None = None
-        self._state: _Fetch | None = None
+        self._fetching = Fetching(endpoint, links, loop)
+        self._reads = Reads(self._fetching, self._read_of, members, loop)
+        self._state: Fetch | None = None
         self._delivered: tuple[int, bytes] | None = None  # to the trainer, which adopts it next
         self._replay = self._new_replay()
-        self._fetches: dict[bytes, _Fetch] = {}  # by root
-        self._updates: dict[int, CommittedState] = {}  # by round
-        self._incoming: dict[int, _Incoming] = {}
+        self._coming: dict[int, Fetch] = {}  # updates under way, by round
+        self._updates: dict[int, CommittedState] = {}  # those that are here, by round
         self._serving: dict[int, PeerId] = {}
-        self._heard: dict[PeerId, int] = {}  # bulk bytes received from a holder so far
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self._loop.call_later(_TICK_S, self._tick)
 
     def _new_replay(self) -> Replay:
         return Replay(sum(tensor_bytes(spec) for spec in self._schema), self._tag)
@@ -131,6 +99,7 @@ class Transfers:
 
     def hold_update(self, root: bytes, update: CommittedState) -> None:
         self._give(self._donor.hold_update(root, update, self._loop.time()))
+        self._wake()
 
     def fetch(self, wanted: FetchState, held: CommittedState | None) -> None:
         """Get that state. A fetch that is under way finishes first, and helps this one."""
@@ -138,9 +107,17 @@ class Transfers:
         coming = self._state
         if coming is not None and (coming.round, coming.root) == (wanted.round, wanted.state_root):
             for peer in sorted(set(wanted.holders) - set(coming.holders)):
-                coming.holders = (*coming.holders, peer)
-                self._do(coming, coming.fetcher.holder_up(peer, self._loop.time()))
+                self._fetching.add_holder(coming, peer)
+        self._wake()
         self._drive()
+
+    def read(
+        self, round: int, root: bytes, prefix: str, timeout_s: float, future: Future[Arrays]
+    ) -> None:
+        """Put the tensors of that state whose names begin with `prefix` into `future`: from here,
+        if the state is here, else from whoever has it, asked until the time is over."""
+        self._wake()
+        self._reads.read(Read(round, root, prefix, self._tag, future), timeout_s)
 
     def update_refused(self, number: int) -> None:
         """The update of that round did not lead to the committed root."""
@@ -170,9 +147,7 @@ class Transfers:
                 return
         if self._state is None and self._delivered is None:
             self._forget_replay()
-            self._state = self._begin(
-                wanted.round, wanted.state_root, self._schema, wanted.holders, self._held
-            )
+            self._state = self._fetch_state(wanted)
 
     def _deliver(self, roots: dict[int, bytes]) -> None:
         """The next update to the trainer, if it waits for one and that is here."""
@@ -186,25 +161,60 @@ class Transfers:
             self._on_order(UpdateArrived(*self._delivered, data, how, self._tag))
 
     def _forget_replay(self) -> None:
-        for fetch in [one for one in self._fetches.values() if one.update]:
-            self._end(fetch)
+        for fetch in self._coming.values():
+            self._fetching.end(fetch)
+        self._coming.clear()
         self._updates.clear()
         self._replay = self._new_replay()
 
     def _linked(self, peers: Iterable[PeerId]) -> list[PeerId]:
         return [peer for peer in peers if self._links.get(peer) is not None]
 
-    def _begin(
+    # ------------------------------------------------------------------------------- fetches
+
+    def _fetch_state(self, wanted: FetchState) -> Fetch:
+        fetcher = self._fetcher(
+            wanted.round, wanted.state_root, self._schema, wanted.holders, held=self._held
+        )
+        return self._fetching.begin(
+            Fetch(
+                wanted.round, wanted.state_root, fetcher, wanted.holders,
+                self._state_came, self._state_failed, self._blame, self._held,
+            )
+        )  # fmt: skip
+
+    def _fetch_update(self, wanted: FetchUpdate) -> Fetch:
+        fetcher = self._fetcher(wanted.round, wanted.update, wanted.schema, wanted.holders)
+        return self._fetching.begin(
+            Fetch(
+                wanted.round, wanted.update, fetcher, wanted.holders,
+                self._update_came, self._update_failed, self._blame,
+            )
+        )  # fmt: skip
+
+    def _read_of(self, read: Read, holders: tuple[PeerId, ...]) -> Fetch | CommittedState:
+        held = self._donor.state(read.round, read.root)
+        if held is not None:
+            return held
+        fetcher = self._fetcher(read.round, read.root, self._schema, holders, only=read.prefix)
+
+        def blamed(peer: PeerId, says: str) -> None:
+            read.liars.add(peer)
+            self._blame(peer, says)
+
+        return Fetch(read.round, read.root, fetcher, holders, read.came, read.failed, blamed)
+
+    def _fetcher(
         self,
         number: int,
         root: bytes,
         schema: Sequence[TensorSpec],
         holders: tuple[PeerId, ...],
-        held: CommittedState | None = None,
         *,
-        update: bool = False,
-    ) -> _Fetch:
-        fetcher = Fetcher(
+        held: CommittedState | None = None,
+        only: str | None = None,
+    ) -> Fetcher:
+        return Fetcher(
             schema=schema,
             round=number,
             root=root,
@@ -213,26 +223,44 @@ class Transfers:
             seed=secrets.randbits(32),
             held=held,
             tag=self._tag,
+            only=only,
         )
-        fetch = self._fetches[root] = _Fetch(number, root, fetcher, holders, held, update)
-        # Soon, not now: it may be done at once, and we are in the middle of something.
-        self._loop.call_soon(self._start, fetch)
-        return fetch
 
-    def _start(self, fetch: _Fetch) -> None:
-        if self._closed or self._fetches.get(fetch.root) is not fetch:
+    def _state_came(self, fetch: Fetch, done: Done) -> None:
+        state = _whole(fetch, done)
+        self._state = None
+        wanted = self._wanted
+        current = wanted is None or (wanted.round, wanted.state_root) == (state.round, state.root)
+        if current or not self._replay.lost:
+            self._delivered = (state.round, state.root)
+            self._on_order(StateArrived(state, self._tag))
             return
-        now = self._loop.time()
-        self._do(fetch, fetch.fetcher.start(now))
-        for holder in fetch.holders:
-            if self._links.get(holder) is None:
-                self._do(fetch, fetch.fetcher.holder_down(holder, now))
+        self._held = state  # the run moved on: what is the same need not travel again
+        self._drive()
 
-    def _end(self, fetch: _Fetch) -> None:
-        """Let go of a fetch, whatever is still on its way."""
-        self._fetches.pop(fetch.root, None)
-        for key in [key for key, one in self._incoming.items() if one.fetch is fetch]:
-            self._cancel(key)
+    def _state_failed(self, fetch: Fetch, error: DecentralError) -> None:
+        self._state = None
+        if isinstance(error, FingerprintError):
+            self._wanted = None
+            self._on_failed(error)
+            return
+        wanted = self._wanted
+        if wanted is not None and wanted.state_root != fetch.root:
+            self._drive()  # the run moved on; else the next tick tries again
+
+    def _update_came(self, fetch: Fetch, done: Done) -> None:
+        self._coming.pop(fetch.round, None)
+        self._updates[fetch.round] = _whole(fetch, done)
+        self._replay.fetched(fetch.round)
+        self._drive()
+
+    def _update_failed(self, fetch: Fetch, error: DecentralError) -> None:
+        self._coming.pop(fetch.round, None)
+        self._replays(self._replay.failed(fetch.round, self._loop.time()))
+        self._drive()
+
+    def _blame(self, peer: PeerId, says: str) -> None:
+        self._on_failed(ProtocolError(says, peer=peer, phase="state transfer"))
 
     # ----------------------------------------------------------------------------- what came
 
@@ -250,44 +278,28 @@ class Transfers:
                 self._replays(self._replay.received(peer, message, now))
                 self._drive()
             elif isinstance(message, ManifestPage | ManifestMissing | ChunkMissing):
-                if isinstance(message, ManifestPage):
-                    failpoints.passing("fetch-manifest")
-                fetch = self._fetches.get(message.root)
-                if fetch is not None:
-                    self._do(fetch, fetch.fetcher.received(peer, payload, now))
+                self._fetching.answer(peer, message, payload)
             else:
                 self._give(self._donor.handle(peer, payload, now))
+                self._wake()
         except ProtocolError as error:
             self._links.refuse(peer, error.says)
 
     def holder_up(self, peer: PeerId) -> None:
-        for fetch in list(self._fetches.values()):
-            if peer in fetch.holders:
-                self._do(fetch, fetch.fetcher.holder_up(peer, self._loop.time()))
+        self._fetching.holder_up(peer)
+        self._reads.look()
         self._drive()
 
     def peer_down(self, peer: PeerId) -> None:
-        now = self._loop.time()
         self._donor.peer_down(peer)
-        for fetch in list(self._fetches.values()):
-            self._do(fetch, fetch.fetcher.holder_down(peer, now))
-        self._replays(self._replay.gone(peer, now))
+        self._fetching.peer_down(peer)
+        self._replays(self._replay.gone(peer, self._loop.time()))
         self._abandon_the_old()
         self._drive()
 
     def blob(self, key: int, error: str | None) -> bool:
         """A chunk has come, or failed. False: it was not ours."""
-        incoming = self._incoming.pop(key, None)
-        if incoming is None:
-            return False
-        fetch, now = incoming.fetch, self._loop.time()
-        error = error or failpoints.failing("fetch-chunk")
-        if error is None:
-            leaf = leaf_hash(incoming.into.data)
-            self._do(fetch, fetch.fetcher.chunk_done(key, leaf, now))
-        else:
-            self._do(fetch, fetch.fetcher.chunk_failed(key, now))
-        return True
+        return self._fetching.blob(key, error)
 
     def blob_sent(self, key: int) -> bool:
         """A chunk has left. False: it was not ours."""
@@ -296,39 +308,39 @@ class Transfers:
             self._give(self._donor.sent(peer, key, self._loop.time()))
         return peer is not None
 
+    def _wake(self) -> None:
+        """There is something to do from time to time: nothing runs for the many tags at rest."""
+        if self._timer is None and not self._closed:
+            self._timer = self._loop.call_later(_TICK_S, self._tick)
+
     def _tick(self) -> None:
+        self._timer = None
         if self._closed:
             return
         now = self._loop.time()
         self._donor.tick(now)
-        self._listen(now)
-        for fetch in list(self._fetches.values()):
-            self._do(fetch, fetch.fetcher.tick(now))
+        self._fetching.tick(now)
         self._replays(self._replay.tick(now))
         self._abandon_the_old()
         self._drive()
-        self._loop.call_later(_TICK_S, self._tick)
+        serves = self._donor.next_timer() is not None
+        if serves or self._wanted is not None or not (self._fetching.idle and self._reads.idle):
+            self._wake()
 
     def _abandon_the_old(self) -> None:
         """Whoever was pinning a state for us that the run has left behind, or was alone with an
         update, forgets it with the link: there is no use in waiting for that peer."""
         goal = self._wanted.state_root if self._wanted is not None else b""
-        for fetch in list(self._fetches.values()):
-            if fetch.fetcher.deserted and (fetch.update or fetch.root != goal):
-                self._do(fetch, fetch.fetcher.abandon())
-
-    def _listen(self, now: float) -> None:
-        """A chunk may take a slow line longer than a stall: bytes that come are a sign of life."""
-        for peer in {incoming.peer for incoming in self._incoming.values()}:
-            link = self._links.get(peer)
-            received = self._endpoint.stats(link.id).bulk_bytes_received if link is not None else 0
-            if self._heard.get(peer) != received:
-                self._heard[peer] = received
-                for fetch in self._fetches.values():
-                    fetch.fetcher.heard(peer, now)
+        old = [self._state] if self._state is not None and self._state.root != goal else []
+        for fetch in [*old, *self._coming.values()]:
+            if fetch.fetcher.deserted:
+                self._fetching.abandon(fetch)
 
     def close(self) -> None:
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._reads.close()
 
     # ------------------------------------------------------------------------------- actions
 
@@ -351,84 +363,12 @@ class Transfers:
             match action:
                 case Tell(peer, message):
                     self._links.send(peer, message, BULK_PRIORITY)
-                case FetchUpdate(number, root, schema, holders):
-                    self._begin(number, root, schema, holders, update=True)
+                case FetchUpdate(number):
+                    self._coming[number] = self._fetch_update(action)
                 case Blame(peer, says):
-                    self._on_failed(ProtocolError(says, peer=peer, phase="state transfer"))
+                    self._blame(peer, says)
 
-    def _do(self, fetch: _Fetch, actions: Sequence[FetchAction]) -> None:
-        for action in actions:
-            match action:
-                case Tell(peer, message):
-                    self._links.send(peer, message, BULK_PRIORITY)
-                case Allocate(specs, keep):
-                    self._allocate(fetch, specs, keep)
-                case AskChunk():
-                    self._ask(fetch, action)
-                case CancelChunk(key):
-                    self._cancel(key)
-                case Blame(peer, says):
-                    self._on_failed(ProtocolError(says, peer=peer, phase="state transfer"))
-                case Done():
-                    self._done(fetch, action)
-                case Failed(error):
-                    self._failed(fetch, error)
 
-    def _cancel(self, key: int) -> None:
-        self._incoming.pop(key, None)
-        self._endpoint.cancel_blob(key)
-
-    def _allocate(self, fetch: _Fetch, specs: Sequence[TensorSpec], keep: Sequence[str]) -> None:
-        held = fetch.held.tensors if fetch.held is not None else {}
-        fetch.arrays = {
-            spec.name: held[spec.name].copy()
-            if spec.name in keep
-            else np.empty(spec.shape, dtype=spec.dtype)
-            for spec in specs
-        }
-
-    def _ask(self, fetch: _Fetch, ask: AskChunk) -> None:
-        link = self._links.get(ask.peer)
-        if link is None:
-            return  # its link-down is on the way and gives the chunk to somebody else
-        flat = fetch.arrays[ask.tensor].reshape(-1).view(np.uint8)
-        into = flat[ask.offset : ask.offset + ask.size]
-        self._incoming[ask.key] = _Incoming(fetch, ask.peer, into)
-        self._endpoint.post_blob(link.id, ask.key, into)
-        self._links.send(ask.peer, ask.message, BULK_PRIORITY)
-
-    def _done(self, fetch: _Fetch, done: Done) -> None:
-        leaves = {spec.name: leaves for spec, leaves in done.manifest.tensors}
-        state = CommittedState(
-            round=done.round, tensors=fetch.arrays, root=done.root, leaves=leaves
-        )
-        self._end(fetch)
-        if fetch.update:
-            self._updates[fetch.round] = state
-            self._replay.fetched(fetch.round)
-            self._drive()
-            return
-        self._state = None
-        wanted = self._wanted
-        current = wanted is None or (wanted.round, wanted.state_root) == (state.round, state.root)
-        if current or not self._replay.lost:
-            self._delivered = (state.round, state.root)
-            self._on_order(StateArrived(state, self._tag))
-            return
-        self._held = state  # the run moved on: what is the same need not travel again
-        self._drive()
-
-    def _failed(self, fetch: _Fetch, error: DecentralError) -> None:
-        self._end(fetch)
-        if fetch.update:
-            self._replays(self._replay.failed(fetch.round, self._loop.time()))
-            self._drive()
-            return
-        self._state = None
-        if isinstance(error, FingerprintError):
-            self._wanted = None
-            self._on_failed(error)
-            return
-        wanted = self._wanted
-        if wanted is not None and wanted.state_root != fetch.root:
-            self._drive()  # the run moved on; else the next tick tries again
+def _whole(fetch: Fetch, done: Done) -> CommittedState:
+    leaves = {spec.name: leaves for spec, leaves in done.manifest.tensors}
+    return CommittedState(round=done.round, tensors=fetch.arrays, root=done.root, leaves=leaves)

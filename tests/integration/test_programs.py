@@ -42,8 +42,7 @@ def rounds_of(peer: PeerProcess) -> dict[str, list[int]]:
 def test_four_peers_come_to_the_bits_of_one_process(peers: Peers) -> None:
     first, word = peers.first("--members", "4", recipe=RECIPE)
     others = [
-        peers.start(f"peer-{n}", "--join", word, "--members", "4", recipe=RECIPE)
-        for n in (2, 3, 4)
+        peers.start(f"peer-{n}", "--join", word, "--members", "4", recipe=RECIPE) for n in (2, 3, 4)
     ]
     hashes = {done(peer) for peer in (first, *others)}
     assert hashes == {expected(Toy(last=toy_recipe.LAST))}
@@ -69,8 +68,7 @@ def test_killed_and_replaced(peers: Peers, victim: int) -> None:
     """One dies in mid-round, for good; later another comes: the same bits."""
     first, word = peers.first("--members", "4", recipe=RECIPE)
     others = [
-        peers.start(f"peer-{n}", "--join", word, "--members", "4", recipe=RECIPE)
-        for n in (2, 3, 4)
+        peers.start(f"peer-{n}", "--join", word, "--members", "4", recipe=RECIPE) for n in (2, 3, 4)
     ]
     all_peers = [first, *others]
     all_peers[victim].wait_for("round", timeout_s=30, where=lambda event: event["round"] == 3)

@@ -195,10 +195,11 @@ def world(
     config: FetchConfig | None = None,
     seed: int = 0,
     rates: dict[PeerId, float] | None = None,
+    only: str | None = None,
 ) -> World:
     fetcher = Fetcher(
         schema=specs_of(state) if schema is None else schema, round=state.round, root=state.root,
-        holders=holders, keys=KeyMaker(5), seed=seed, held=held, config=config,
+        holders=holders, keys=KeyMaker(5), seed=seed, held=held, config=config, only=only,
     )  # fmt: skip
     donors = {}
     for holder in holders:

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from decentral.errors import FingerprintError, StateError
 from decentral.peer.donor import Donor, DonorConfig
-from decentral.peer.fetcher import (
-    FetchConfig,
-)
+from decentral.peer.fetcher import Done, FetchConfig
 from decentral.peer.holders import Debt, Holders
 from decentral.peer.manifest import (
     META,
@@ -69,6 +67,37 @@ def test_only_what_differs_travels() -> None:
     w.check_done()
     assert w.fetcher.chunks_total == 2 and w.fetcher.bytes_fetched == CHUNK + 99
     assert np.array_equal(old.tensors["param/w"], changed["param/w"])  # held state is not touched
+
+
+def test_only_what_is_wanted_is_allocated_and_travels() -> None:
+    w = world(only="param/", config=FetchConfig(max_window=2))
+    w.run(until=lambda: bool(w.served))
+    w.cut(next(iter(w.served)))
+    w.run()
+    w.check_done(replace(STATE, tensors={n: a for n, a in STATE.tensors.items() if n[0] == "p"}))
+    assert set(w.arrays) == {"param/w", "param/b", "param/none"}
+    assert w.fetcher.chunks_total == 4 + 1
+    assert not any(donor.wants_updates for donor in w.donors.values()), "a reader replays nothing"
+
+
+def test_a_manifest_is_checked_beyond_what_is_wanted() -> None:
+    """A holder whose model differs elsewhere has another state, whatever its hash."""
+    other = [replace(s, shape=(2, 2)) if s.name == "param/b" else s for s in specs_of(STATE)]
+    w = world(schema=other, only="momentum/")
+    w.run()
+    assert isinstance(failure(w), FingerprintError) and w.arrays == {}
+
+
+def test_who_has_nothing_is_known() -> None:
+    w = world(only="param/")
+    w.donors["peer:b"].hold(None)
+    w.run(until=lambda: w.fetcher.without != [])
+    assert w.fetcher.without == ["peer:b"]
+    w.donors["peer:b"].hold(STATE)
+    w.do(w.fetcher.holder_up("peer:b", w.now))
+    assert w.fetcher.without == []
+    w.run()
+    assert isinstance(w.end, Done) and w.blamed == []
 
 
 def test_a_source_that_dies_is_replaced() -> None:

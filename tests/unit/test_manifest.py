@@ -33,6 +33,7 @@ from decentral.peer.transfer import (
     ManifestMissing,
     ManifestPage,
     Pin,
+    Read,
     Release,
     StateWanted,
     UpdateOffer,
@@ -103,6 +104,7 @@ def test_chunks() -> None:
 
 MESSAGES = [
     Pin(3, ROOT),
+    Read(3, ROOT),
     Release(3, ROOT),
     StateWanted(3, ROOT, 0),
     ManifestPage(3, ROOT, 1, 2, b"data"),

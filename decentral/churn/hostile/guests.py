@@ -37,6 +37,7 @@ from decentral.peer.transfer import (
     ManifestMissing,
     ManifestPage,
     Pin,
+    Read,
     Release,
     StateWanted,
     UpdateOffer,
@@ -205,6 +206,7 @@ def _transfer_messages(state: CommittedState) -> list[bytes]:
     page = manifest_of(state).encode()
     made = (
         Pin(number, root),
+        Read(number, root),
         Release(number, root),
         StateWanted(number, root, 0),
         ManifestPage(number, root, 0, 1, page),
