@@ -1,4 +1,4 @@
-"""Programs of a few multiplications, for peers as separate processes (``--recipe toy_recipe:…``)."""
+"""Programs of a few multiplications, for peers as separate processes."""
 
 from __future__ import annotations
 
