@@ -9,6 +9,7 @@ keep it, and a run whose peers have all gone comes back where it was.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,11 +27,15 @@ class Store:
 
     def __init__(self, home: Path | None, program: Program, run: Callable[[], bytes]) -> None:
         self._home, self._program, self._run = home, program, run
+        self._lock = threading.Lock()
+        """A round may come from elsewhere while the same one is finished here."""
 
     def save(self, cell: str, state: CommittedState, lineage: str = "") -> None:
         """Raises a DiskError."""
         folder = self._folder(cell)
-        if folder is not None:
+        if folder is None:
+            return
+        with self._lock:
             checkpoint.save(state, folder, run=self._run(), lineage=lineage, keep=KEEP)
 
     def load(self, cell: str, round: int, root: bytes) -> CommittedState | None:
