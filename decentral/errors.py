@@ -16,6 +16,7 @@
     │   ├── PeerFailedError           a member died or went silent
     │   ├── AbortedError              somebody called it off
     │   └── MismatchError             members disagree about the operation
+    ├── CallError                     a peer did not answer a call; `phase` says what became of it
     ├── QuorumLostError               too few members are left to decide anything
     ├── EvictedError                  the others went on without this peer
     ├── StateError                    training state cannot be used
@@ -110,6 +111,20 @@ class AbortedError(CollectiveError):
 
 class MismatchError(CollectiveError):
     """Members disagree about the operation (count, dtype, codec, plan)."""
+
+
+class CallError(DecentralError):
+    """A peer did not answer a call. What it has done of it is known from `phase`:
+
+    connect     nothing: there was no link in time
+    busy        nothing: it has too many calls to answer, try again later
+    method      nothing: it serves nothing of that name
+    body        nothing, or all of it: the question or the answer did not come whole
+    handler     some: its handler raised, and this is what it said
+    timeout     unknown
+    cancelled   unknown
+    link        unknown: the link ended before the answer came
+    """
 
 
 class QuorumLostError(DecentralError):

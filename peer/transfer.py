@@ -227,8 +227,12 @@ class KeyMaker:
 
     def __init__(self, boot: int) -> None:
         """`boot`: 32 random bits, drawn once per process."""
-        self._next = (boot & 0xFFFFFFFF) << 32
+        self._next = self._first = (boot & 0xFFFFFFFF) << 32
 
     def __call__(self) -> int:
         self._next += 1
         return self._next
+
+    def made(self, key: int) -> bool:
+        """Whether it is one of these, or will be: nobody else may choose it."""
+        return key >> 32 == self._first >> 32

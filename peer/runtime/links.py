@@ -34,6 +34,7 @@ ERRORS: dict[str, type[DecentralError]] = {
     "self": errors.SelfJoinError,
     "refused": errors.RefusedError,
     "protocol": errors.ProtocolError,
+    "mismatch": errors.ProtocolError,
     "config": errors.ConfigError,
 }
 #: A link that lost its twin waits this long for it before the peer counts as gone.
@@ -62,7 +63,7 @@ class LinkUser(Protocol):
     def dial_failed(self, peer: PeerId | None, failures: list[DecentralError]) -> None: ...
     def message(self, peer: PeerId, payload: bytes) -> None: ...
     def probe_acked(self, peer: PeerId, seq: int, incarnation: int, progress: int) -> None: ...
-    def blob(self, key: int, error: str | None) -> None: ...
+    def blob(self, key: int, error: DecentralError | None) -> None: ...
     def blob_sent(self, key: int) -> None: ...
 
 
@@ -228,8 +229,7 @@ class LinkTable:
                 case "blob":
                     self._user.blob(event.seq, None)
                 case "blob-failed":
-                    error = event.error
-                    self._user.blob(event.seq, error[3] if error else "it failed")
+                    self._user.blob(event.seq, _error(event))
 
     def _handshake_done(self, event: _native.Event) -> None:
         peer = peer_id(event.peer)

@@ -31,7 +31,9 @@ from decentral.peer.joinword import split_address
 from decentral.peer.orders import MeshFailed, Order
 from decentral.peer.runtime import reads
 from decentral.peer.runtime.addresses import is_everywhere, reachable
+from decentral.peer.runtime.calling import Handler
 from decentral.peer.runtime.card import MembershipCard
+from decentral.peer.runtime.clock import step_clock
 from decentral.peer.runtime.config import MeshConfig, parse_listen_address
 from decentral.peer.runtime.control import ControlServer
 from decentral.peer.runtime.events import EventLog
@@ -175,7 +177,7 @@ class Mesh:
                 "resume": lambda request: wish(node, "resume", request),
                 "rollback": lambda request: wish(node, "rollback", request),
                 "failpoint": failpoints.command,
-                "clock": node.step_clock,
+                "clock": lambda request: step_clock(node, request),
             },
         )
         await self._control.start()
@@ -339,6 +341,27 @@ class Mesh:
         future: Future[reads.Arrays] = Future()
         self._loop.call(reads.read, self._node, tag, round, root, prefix, timeout_s, future)
         if self._closed and not future.done():  # after its last words nobody settles it any more
+            future.cancel()
+        return future
+
+    def serve(self, method: str, handler: Handler) -> None:
+        """Have `handler(caller, body)` answer calls of this method: on other threads, for whoever
+        is linked, at most 4 at once for each of them. It may be called before `start`.
+
+        What it returns (up to 16 MiB) is the answer; what it raises reaches the caller as a
+        CallError with its message. It must be done at some time: nothing can stop it.
+        """
+        self._node.calling.serve(method, handler)
+
+    def call(self, peer: PeerId, method: str, body: bytes, timeout_s: float) -> Future[bytes]:
+        """Have another peer's handler do this; its answer, or a CallError that names the peer and
+        the phase. A link is made first where there is none. Bodies have up to 16 MiB.
+
+        Nothing is tried twice: what a handler has done before its link died is not known here.
+        """
+        future: Future[bytes] = Future()
+        self._loop.call(self._node.calling.call, peer, method, body, timeout_s, future)
+        if self._closed and not future.done():
             future.cancel()
         return future
 

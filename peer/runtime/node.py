@@ -27,6 +27,7 @@ from decentral.errors import (
 )
 from decentral.peer import protocol
 from decentral.peer.admission import Admission, Admitted
+from decentral.peer.calls.messages import is_call
 from decentral.peer.core import PeerCore
 from decentral.peer.holding import Holding
 from decentral.peer.home import Home
@@ -35,6 +36,7 @@ from decentral.peer.orders import MeshFailed, Order
 from decentral.peer.reach import actions as reach
 from decentral.peer.reach.talk import is_reach
 from decentral.peer.runtime.addresses import reachable, split
+from decentral.peer.runtime.calling import Calling
 from decentral.peer.runtime.card import MembershipCard
 from decentral.peer.runtime.config import MeshConfig, parse_listen_address
 from decentral.peer.runtime.events import EventLog
@@ -50,7 +52,6 @@ from decentral.peer.runtime.way_in import WayIn
 from decentral.peer.transfer import KeyMaker, is_transfer
 from decentral.types import CommittedState, PeerId, TensorSpec, View, short
 
-MAX_STEP_S = 86400.0
 #: New addresses reach the disk together after this: dozens may join at once, and each write waits.
 BOOK_S = 0.5
 #: Messages kept from members that were quicker than this peer's trainer.
@@ -79,6 +80,8 @@ class Node:
         self.endpoint = endpoint
         self.links = LinkTable(endpoint, self.me, self, loop.call_later)
         self.revoking = Revoking(self)
+        self._keys = KeyMaker(secrets.randbits(32))
+        self.calling = Calling(self, self._keys)
         self.core: PeerCore | None = None
         self.view: View | None = None
         self.held: dict[str, CommittedState] = {}
@@ -86,7 +89,6 @@ class Node:
         self._takes: set[str] = set()
         """Tags that the trainer takes part in now."""
         self.transfers: TransferRouter | None = None
-        self._keys = KeyMaker(secrets.randbits(32))
         self.tell: Callable[[Order], None] = lambda order: None
         """The trainer."""
         self._holdings: Mapping[str, Holding] = {}
@@ -97,7 +99,8 @@ class Node:
         self._early: list[tuple[PeerId, bytes]] = []
         self._early_bytes = 0
         self.way_in = WayIn(self)
-        self._ahead_s = 0.0
+        self.ahead_s = 0.0
+        """How far the core's clock is ahead of the loop's."""
         self.joined = False
         self._boot = secrets.token_bytes(8)
         self.closed = False
@@ -226,16 +229,7 @@ class Node:
             self._timer = self.loop.call_later(max(0.0, due - self._now()), self._tick)
 
     def _now(self) -> float:
-        return self.loop.time() + self._ahead_s
-
-    def step_clock(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """For harnesses: the core's clock jumps ahead, as after a hypervisor's pause."""
-        step_s = request.get("step_s")
-        if not isinstance(step_s, float) or not 0 <= step_s <= MAX_STEP_S:
-            raise ConfigError(f"clock takes step_s: 0 to {MAX_STEP_S:.0f} seconds")
-        self._ahead_s += step_s
-        self.feed(protocol.Tick())
-        return {"ahead_s": self._ahead_s}
+        return self.loop.time() + self.ahead_s
 
     def _tick(self) -> None:
         self._timer = None
@@ -423,6 +417,7 @@ class Node:
             self._book_due = self.loop.call_later(BOOK_S, self._keep_book)
         if self.transfers is not None:
             self.transfers.holder_up(link.peer)
+        self.calling.link_up(link.peer)
         if self.core is None:
             if self._started and not self.closed:
                 self._make_core(None)  # the run is known now; feeds this link too
@@ -441,6 +436,7 @@ class Node:
         self.reaching.feed(reach.LinkDown(peer))
         if self.transfers is not None:
             self.transfers.peer_down(peer)
+        self.calling.link_down(peer, error.says)
         self.feed(protocol.LinkDown(peer, closed, error.says))
         self.way_in.link_down(error)
 
@@ -458,6 +454,8 @@ class Node:
     def message(self, peer: PeerId, payload: bytes) -> None:
         if is_reach(payload):
             self.reaching.heard(peer, payload)
+        elif is_call(payload):
+            self.calling.message(peer, payload)
         elif self.revoking.takes(peer, payload):
             return
         elif is_transfer(payload):
@@ -472,13 +470,14 @@ class Node:
     def probe_acked(self, peer: PeerId, seq: int, incarnation: int, progress: int) -> None:
         self.feed(protocol.ProbeAcked(peer, seq, incarnation, progress))
 
-    def blob(self, key: int, error: str | None) -> None:
-        if self.transfers is not None:
-            self.transfers.blob(key, error)
+    def blob(self, key: int, error: DecentralError | None) -> None:
+        says = None if error is None else error.says
+        if self.transfers is None or not self.transfers.blob(key, says):
+            self.calling.blob(key, error)
 
     def blob_sent(self, key: int) -> None:
-        if self.transfers is not None:
-            self.transfers.blob_sent(key)
+        if self.transfers is None or not self.transfers.blob_sent(key):
+            self.calling.blob_sent(key)
 
     def fail(self, error: DecentralError) -> None:
         """This peer can take part no longer."""
@@ -489,6 +488,7 @@ class Node:
         self.reaching.close()
         if self.transfers is not None:
             self.transfers.close()
+        self.calling.close()
         self.loop.remove_reader(self.endpoint.event_fd)
         if self._timer is not None:
             self._timer.cancel()
