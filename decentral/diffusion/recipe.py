@@ -6,6 +6,15 @@ from decentral.diffusion.config import Config
 from decentral.diffusion.images import installed, shapes
 from decentral.diffusion.networks import MLP
 from decentral.diffusion.program import DiffusionProgram
+from decentral.recipes import ProgramRecipe
+
+
+def recipe() -> ProgramRecipe:
+    return ProgramRecipe(name="diffusion", build=program)
+
+
+def tiny_recipe() -> ProgramRecipe:
+    return ProgramRecipe(name="diffusion-tiny", build=tiny)
 
 
 def program(seed: int) -> DiffusionProgram:

@@ -19,11 +19,20 @@ from decentral.dipaco.outer import Outer
 from decentral.dipaco.program import DiPaCo
 from decentral.dipaco.router import Routing
 from decentral.dipaco.split import split
+from decentral.recipes import ProgramRecipe
 from decentral.recipes.gpt_model import GPT, GPTConfig
 
 PRIVATE = ("wte", "wpe", "norm", "head")
 CONFIG = GPTConfig(context=160, width=96, heads=4, layers=4)
 """507,744 parameters with a head of its own."""
+
+
+def recipe() -> ProgramRecipe:
+    return ProgramRecipe(name="dipaco", build=program)
+
+
+def tiny_recipe() -> ProgramRecipe:
+    return ProgramRecipe(name="dipaco-tiny", build=tiny)
 
 
 def build(config: GPTConfig) -> nn.Module:

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from decentral.schedule import Schedule
     from decentral.strategies.base import Strategy
 
-REGISTERED: Mapping[str, str] = {"gpt": "decentral.recipes.gpt:recipe"}
+REGISTERED: Mapping[str, str] = {
+    "gpt": "decentral.recipes.gpt:recipe",
+    "dipaco": "decentral.dipaco.recipe:recipe",
+    "diffusion": "decentral.diffusion.recipe:recipe",
+}
 
 
 @dataclass(slots=True, kw_only=True)
