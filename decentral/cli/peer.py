@@ -158,8 +158,6 @@ def take_part(args: argparse.Namespace, train: Callable[[Mesh, argparse.Namespac
 def _train(mesh: Mesh, args: argparse.Namespace) -> None:
     """Imports torch, which takes a while: by now the peer listens and has said so."""
     from decentral.recipes import ProgramRecipe, load
-    from decentral.recipes.train import adjusted, run_options, train
-    from decentral.run import Run
 
     recipe = load(args.recipe)
     if isinstance(recipe, ProgramRecipe):
@@ -167,6 +165,9 @@ def _train(mesh: Mesh, args: argparse.Namespace) -> None:
         return
     if args.serve:
         raise ConfigError(f"recipe {recipe.name} has nothing to serve when it is done")
+    from decentral.recipes.train import adjusted, run_options, train
+    from decentral.run import Run
+
     task = adjusted(recipe.build(args.seed), strategy=args.strategy, lr=args.lr)
     options = run_options(
         recipe,
