@@ -11,12 +11,12 @@ from toy_program import Toy
 
 from decentral.recipes import ProgramRecipe
 
-LAST = 12
+LAST = 20
 STEP_S = 0.06
 
 
 def recipe() -> ProgramRecipe:
-    """2 × 2 paths, 12 rounds of about 0.2 s each."""
+    """2 × 2 paths, 20 rounds of about 0.2 s each."""
     return ProgramRecipe(name="toy", build=lambda seed: Toy(last=LAST, step_s=STEP_S))
 
 
