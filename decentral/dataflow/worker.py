@@ -304,26 +304,37 @@ class Worker:
             case Joined():
                 self._joined()
             case Evicted():
-                self._member = False
-                self._contributed.clear()
+                self._evicted()
             case MeshFailed(error):
                 raise error
             case Left(says):
                 raise StateError(f"this peer is out of the run: {says}", phase="run")
 
     def _joined(self) -> None:
-        """A member now, or again. What is on the disk and still counts is kept for the others."""
+        """A member now, or again. What is here and still counts is kept for the others."""
         self._member = True
         self._contributed.clear()
         log = self.mesh.log()
         assert log is not None
         for cell in self.program.cells:
             scope = log.scope(cell)
-            there = scope.round and scope.round in self._store.kept(cell)
+            here = scope.root in self._arrived.get(cell, {})
+            there = here or (scope.round > 0 and scope.round in self._store.kept(cell))
             if there and cell not in self._mine.keeps:
                 self._take(cell)
         for cell, outcome in self._results.items():
             self._offer_result(cell, outcome)
+
+    def _evicted(self) -> None:
+        """Outside, nothing is kept up to date: the way back in would be as long as what it holds.
+        What turns out to count still is found again."""
+        self._member = False
+        for cell, state in list(self.held.items()):
+            self._arrived.setdefault(cell, {})[state.root] = state
+        for cell in list(self._mine.keeps):
+            self._drop(cell)
+        self._contributed.clear()
+        self._looked_for.clear()
 
     def _computed(self, outcome: Outcome) -> None:
         self._computing.ended()

@@ -103,13 +103,13 @@ def test_everybody_dies_and_comes_back(peers: Peers) -> None:
     assert {done(peer) for peer in again} == {expected(Toy(last=toy_recipe.LAST))}
     for cell, rounds in rounds_of(again[0]).items():
         assert min(rounds) > before.get(cell, 0), f"{cell} went back"
-        assert all(b == a + 1 for a, b in pairwise(rounds)), cell
+        assert all(b > a for a, b in pairwise(rounds)), cell
 
 
 def test_another_program_is_refused_by_name(peers: Peers) -> None:
     first, word = peers.first(recipe=RECIPE)
     stranger = peers.start("peer-2", "--join", word, recipe="toy_recipe:other")
     until(lambda: stranger.exit_status() is not None, timeout_s=30, says="it is refused")
-    fault = stranger.wait_for("fault", timeout_s=5, where=lambda e: e["kind"] == "FingerprintError")
-    assert "recipe" in fault["says"]
+    fault = stranger.wait_for("fault", timeout_s=5, where=lambda e: "recipe" in e["says"])
+    assert "fingerprint" in fault["says"]
     assert done(first) == expected(Toy(last=toy_recipe.LAST))
