@@ -246,7 +246,7 @@ def test_the_attacks_notice_a_callee_that_trusts(monkeypatch: pytest.MonkeyPatch
         return genuine(callee, peer, guest, call, now)
 
     monkeypatch.setattr(Callee, "_call", trusts)
-    assert any("bytes of memory" in one for one in attack_calls(20_000, 5).raised)
+    assert any("bytes of memory" in one for one in attack_calls(10_000, 5).raised)
 
 
 def test_the_attacks_notice_what_raises(monkeypatch: pytest.MonkeyPatch) -> None:
