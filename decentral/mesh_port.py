@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from decentral.peer.holding import Holding
 from decentral.peer.orders import MeshFailed, Order, StateArrived, UpdateArrived
-from decentral.types import CommittedState, PeerId, Range, TensorSpec, View
+from decentral.types import CommittedState, PeerId, Range, View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from decentral.types import Array
+    from decentral.types import Array, TensorSpec
 
 __all__ = [
     "Group",

@@ -81,8 +81,9 @@ class Calling:
             _check_name(method)
             if peer == node.me:
                 raise ConfigError("that is this very peer: what it serves is at hand", phase="call")
-            if len(body) > MAX_BODY_BYTES:
-                says = f"a call's body has up to {MAX_BODY_BYTES} bytes, not {len(body)}"
+            if not isinstance(body, bytes) or len(body) > MAX_BODY_BYTES:
+                size = len(body) if isinstance(body, bytes) else type(body).__name__
+                says = f"a call's body is bytes, up to {MAX_BODY_BYTES} of them, not {size}"
                 raise ConfigError(says, phase="call")
             if node.closed:
                 raise CallError("this peer has left the run", peer=peer, phase="link")

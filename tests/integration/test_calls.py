@@ -82,7 +82,7 @@ def test_what_goes_wrong_names_the_peer_and_the_phase(crew: Crew) -> None:
     error = failure(mesh.call(stranger, "echo", b"", 1.0))
     assert (error.phase, error.peer) == ("connect", stranger)
     assert time.monotonic() - begun < 3
-    with pytest.raises(ConfigError, match="up to 16777216 bytes"):
+    with pytest.raises(ConfigError, match="up to 16777216 of them"):
         mesh.call(first.me, "echo", bytes(MAX_BODY_BYTES + 1), 5).result(5)
     with pytest.raises(ConfigError, match="this very peer"):
         mesh.call(mesh.me, "echo", b"", 5).result(5)
