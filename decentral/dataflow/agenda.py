@@ -10,7 +10,7 @@ The last two may be done twice: both come to the same bits, and the log takes on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from decentral.dataflow.leases import Assignment, rank
@@ -53,6 +53,12 @@ class Agenda:
     def leased(self, members: Sequence[PeerId], cell: str) -> bool:
         """Whether this peer is to keep the cell."""
         return self._me in self._assignment.leases(members)[cell]
+
+    def passed_on(self, members: Sequence[PeerId], cell: str, holders: Collection[PeerId]) -> bool:
+        """Whether this peer may let go of a cell whose newest round these hold: all who are to
+        keep it are among them."""
+        keepers = self._assignment.leases(members)[cell]
+        return self._me not in keepers and set(keepers) <= set(holders)
 
     def finished(self, at: Mapping[str, int]) -> bool:
         """Whether every cell is at its last round."""

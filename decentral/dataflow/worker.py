@@ -410,8 +410,9 @@ class Worker:
         if cell not in self._mine.keeps:
             return
         busy = self._computing.job is not None and self._computing.job.cell == cell
-        if not self._agenda.leased(order.view.members, cell) and not busy:
-            self._drop(cell)  # others have the next round, and keep it
+        holders = [one.peer for one in entry.contributions]
+        if not busy and self._agenda.passed_on(order.view.members, cell, holders):
+            self._drop(cell)
             return
         state = self._arrived.get(cell, {}).get(entry.state_root)
         if state is None:

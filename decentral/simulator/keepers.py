@@ -1,7 +1,7 @@
 """Simulated work on leases: tags that a few members keep, and that change hands with every view.
 
     view ──▶ the first `copies` members in the tag's order keep it, the very first works on it
-    commit ─▶ whoever keeps it no more lets go of it then, and not before
+    commit ─▶ whoever keeps it no more lets go of it once those who do have the next round
 
 So it is in `decentral.dataflow`, of which this is the log's side: what a worker brings is one
 number, what matters is that no committed round is ever lost or replaced.
@@ -110,7 +110,7 @@ class Keepers(Trainer):
                 self._look()
             case Committed():
                 if isinstance(action.entry, RoundEntry):
-                    self._pass_on(action.entry.tag)
+                    self._pass_on(action.entry, action.view)
                 self._look()
             case Evicted():
                 for tag in sorted(self.kept):
@@ -134,10 +134,11 @@ class Keepers(Trainer):
             self.kept.add(tag)
             self.node.deliver(TakePart(tag, True))
 
-    def _pass_on(self, tag: str) -> None:
-        """Others have the next round: who was not to keep it any more is free."""
-        if tag in self.kept and not self.leased(tag):
-            self.world.after(0.01, self._let_go, self.node.life, tag)
+    def _pass_on(self, entry: RoundEntry, view: View) -> None:
+        """All who are to keep it have the next round: whoever else had the last one is free."""
+        those = set(keepers(entry.tag, view, self.world.config.copies))
+        if entry.tag in self.kept and those <= {one.peer for one in entry.contributions}:
+            self.world.after(0.01, self._let_go, self.node.life, entry.tag)
 
     def _let_go(self, life: int, tag: str) -> None:
         mine = self.member and self.leased(tag)
