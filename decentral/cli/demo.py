@@ -171,7 +171,7 @@ class Demo:
     def measure_baselines(self) -> None:
         from decentral import baselines, recipes  # imports torch
 
-        recipe = recipes.load("gpt")
+        recipe = recipes.load_training("gpt")
         steps = self.rounds * recipe.build(0).strategy.sync_every
         with Progress(
             TextColumn("{task.description}"),
