@@ -101,6 +101,10 @@ def test_a_callee_is_killed_in_the_middle(crew: Crew) -> None:
     first.kill()
     error = failure(napping)
     assert (error.phase, error.peer) == ("link", first.me) and time.monotonic() - begun < 3
+    begun = time.monotonic()
+    error = failure(mesh.call(first.me, "echo", b"", 60))
+    assert (error.phase, error.peer) == ("connect", first.me)
+    assert time.monotonic() - begun < 6, "a dead one is waited for"
     before = mesh.traffic()[1]
     coming = mesh.call(second.me, "grow", str(len(LARGE)).encode(), 60)
     until(lambda: mesh.traffic()[1] > before + (1 << 20), 20, "nothing comes")
