@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from decentral.peer.holding import Holding
 from decentral.peer.orders import MeshFailed, Order, StateArrived, UpdateArrived
+from decentral.peer.views_log import LogState
 from decentral.types import CommittedState, PeerId, Range, View
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class MeshPort(Protocol):
         schemas: Mapping[str, Sequence[TensorSpec]] = ...,
         min_contributors: int = 0,
         grace_s: float = 0.0,
+        copies: int = 0,
     ) -> None:
         """Become a member. `tags` are the run's, the same in the same order on all peers;
         `holdings` are this peer's: what it takes part in, and a founder's initial states of the
@@ -107,6 +109,10 @@ class MeshPort(Protocol):
         self, round: int, attempt: int, suspect: PeerId | None, says: str, *, tag: str = ""
     ) -> None:
         """The attempt failed here; `suspect` is whom it blames."""
+
+    def take_part(self, tag: str, takes: bool) -> None:
+        """Whether this peer takes part in the tag's rounds from now on. Where it does not, its
+        state is neither held nor fetched, nor served."""
 
     def connect(self, peers: Sequence[PeerId]) -> None:
         """See to it that there are links to these members. Waits for them, for a while; which of
@@ -151,6 +157,9 @@ class MeshPort(Protocol):
 
     def stop(self, reason: str) -> None:
         """Propose that the run ends for all at the next committed round."""
+
+    def log(self) -> LogState | None:
+        """What is committed, as far as this peer knows; None before it knows anything."""
 
     def traffic(self) -> tuple[int, int]:
         """Bytes sent and received since the start, over all links."""

@@ -177,10 +177,15 @@ class Coordinator:
             there = list(takers)  # without those in doubt nothing could be committed
         ready = [peer for peer in there if peer in work]
         missing = [peer for peer in there if peer not in work]
-        if missing and not self._enough(ready, there):
-            self._hurry(state, ready, missing)
-        elif (
-            ready
+        if self.ctx.config.copies:
+            begins = self._worked_out(state, ready)
+        else:
+            begins = not missing or self._enough(ready, there)
+            if not begins:
+                self._hurry(state, ready, missing)
+        if (
+            begins
+            and ready
             and self.ctx.now >= self._retry_at
             and all(self._heard(peer, reachable) for peer in ready)
         ):
@@ -209,6 +214,11 @@ class Coordinator:
         if self._enough_at is None:
             self._enough_at = self.ctx.now
         return self.ctx.now >= self._enough_at + self.ctx.config.grace_s
+
+    def _worked_out(self, state: LogState, ready: list[PeerId]) -> bool:
+        """Whether somebody has the round's result, and enough are there to keep it."""
+        copies = min(self.ctx.config.copies, len(state.view.members))
+        return len(ready) >= copies and any(self.offers[peer].tokens for peer in ready)
 
     def next_timer(self) -> float:
         attempt = self.attempt

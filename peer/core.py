@@ -52,6 +52,7 @@ from decentral.peer.protocol import (
     RoundEntry,
     StateHeld,
     Stop,
+    TakePart,
     Tick,
     ViewEntry,
 )
@@ -198,6 +199,8 @@ class PeerCore:
                 self._state_held(event)
             case Checkpointed():
                 self.rounds[event.tag].on_checkpointed(event)
+            case TakePart():
+                self.rounds[event.tag].on_take_part(event.takes)
             case Leave(reason):
                 self.duties.leave(reason)
             case Stop(reason):

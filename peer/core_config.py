@@ -26,7 +26,11 @@ class CoreConfig:
     spectator: bool = False
     """Linked, and told what is committed, but never a member: it does not ask to enter."""
     takes: tuple[str, ...] | None = None
-    """The tags that this peer takes part in; None: all. Only those are held and fetched."""
+    """The tags that this peer takes part in at first; None: all. Only they are held and fetched."""
+    copies: int = 0
+    """0: a round is a sum, to which all who take part contribute. Else its state is worked out by
+    one of them and kept by so many (by all members, where there are fewer): a round begins when
+    so many are ready and one has work. Nothing is committed that one death could lose."""
     min_contributors: int = 0
     """K: a round may close on so many contributions (never voters); 0: all members'."""
     grace_s: float = 0.0
@@ -67,8 +71,8 @@ class CoreConfig:
             raise ValueError(f"tags are 1 to {MAX_TAGS} different names")
         if self.takes is not None and not set(self.takes) <= set(self.tags):
             raise ValueError("a peer takes part in tags that the run has")
-        if self.min_contributors < 0 or self.grace_s < 0:
-            raise ValueError("min_contributors and grace_s are not negative")
+        if self.min_contributors < 0 or self.grace_s < 0 or self.copies < 0:
+            raise ValueError("min_contributors, grace_s and copies are not negative")
         if self.on_quorum_loss not in ("fork", "pause"):
             raise ValueError(f"on_quorum_loss is 'fork' or 'pause', not {self.on_quorum_loss!r}")
         for name in ("probe_period_s", "probe_timeout_s", "suspicion_s", "closed_suspicion_s"):

@@ -136,7 +136,7 @@ class Donor:
 
     def hold(self, state: CommittedState | None) -> list[DonorAction]:
         """This is the committed state now (None: none is held)."""
-        self._newest = state
+        self._newest, self._retired = state, False
         told: list[DonorAction] = []
         for root, (number, peers) in list(self._questions.items()):
             if state is not None and number <= state.round:  # it came without its update

@@ -188,7 +188,8 @@ class Join:
     def on_snapshot(self, peer: PeerId, msg: Snapshot) -> None:
         self.membership.on_gossip(peer, Gossip(msg.book))
         theirs, mine = msg.state, self.replica.state
-        if theirs.tags() != self.ctx.config.tags and self.ctx.config.takes != ():
+        onlooker = self.ctx.config.spectator and self.ctx.config.takes == ()
+        if theirs.tags() != self.ctx.config.tags and not onlooker:
             bad("the run's state has other tags than this peer's recipe")
         same = mine is not None and mine.view.lineage == theirs.view.lineage
         if mine is not None and same and theirs.slot < mine.slot:

@@ -132,6 +132,15 @@ class Checkpointed:
 
 
 @dataclass(frozen=True, slots=True)
+class TakePart:
+    """From now on the trainer takes part in this tag's rounds, or does no more: then its state is
+    neither held nor fetched."""
+
+    tag: str
+    takes: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """Leave cleanly: out of the view by a committed entry, leases returned, then `Left`."""
 
@@ -178,6 +187,7 @@ Event: TypeAlias = (
     | ReduceFailed
     | StateHeld
     | Checkpointed
+    | TakePart
     | Leave
     | Stop
     | Ask

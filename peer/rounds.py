@@ -61,7 +61,7 @@ class Rounds:
         self.coordinator = coordinator
         self.tag = tag
         self.takes = ctx.config.takes is None or tag in ctx.config.takes
-        """Whether this peer takes part in this tag; else it only votes on its rounds."""
+        """Whether this peer takes part in this tag now; else it only votes on its rounds."""
         self.contribution: Contribute | None = None
         self.held: tuple[int, bytes] | None = None
         """(round, root) of the state that the trainer holds; None: not yet known."""
@@ -130,6 +130,16 @@ class Rounds:
             self._fetching = None
         self.ctx.dirty = True
 
+    def on_take_part(self, takes: bool) -> None:
+        if takes == self.takes:
+            return
+        self.takes = takes
+        if not takes:
+            self.give_up("this peer takes no part in it any more")
+            self.held = self._fetching = None
+            self._holders, self._applying = (), False
+        self.ctx.dirty = True
+
     def _fail(
         self, to: PeerId, number: int, attempt: int, suspect: PeerId | None, says: str
     ) -> None:
@@ -159,7 +169,7 @@ class Rounds:
         peering = self.ctx.links.get(to)
         hello = peering.hello if peering else None
         seen = (
-            *(to, hello, state, unlinked, self.contribution),
+            *(to, hello, state, unlinked, self.contribution, self.takes),
             *(self.held, self._applying, self.durable, self.kept, self.stop),
         )
         if all(map(is_, seen, self._seen)):
@@ -170,7 +180,7 @@ class Rounds:
         known = self.held is not None and not self._applying
         # A person's rollback goes to what disks keep: that must be news at once.
         news = (
-            *(to, boot, state.view, scope.round, mine, ready),
+            *(to, boot, state.view, scope.round, mine, ready, self.takes),
             *(known, self.held, self.durable, self.kept, self.stop),
         )
         if news == self._offered:
@@ -348,5 +358,7 @@ class Rounds:
         more = not set(holders) <= set(self._holders)
         if holders != self._holders and (more or (holders and self.ctx.now >= self._fetch_at)):
             self._holders, self._fetch_at = holders, self.ctx.now + REFETCH_S
-            past = tuple((one.round, one.root) for one in scope.history)
+            # What is worked out, and no sum, has no updates that could be replayed.
+            history = () if self.ctx.config.copies else scope.history
+            past = tuple((one.round, one.root) for one in history)
             self.ctx.out.append(FetchState(*goal, holders, past, self.tag))

@@ -260,7 +260,7 @@ def _outcome(
 
 def _tokens(job: Job) -> int:
     """As many as the rows whose rounds are counted see."""
-    from decentral.recipes import load
+    from decentral.recipes import load_training as load
 
     task = load(job.recipe).build(job.seed)
     batch = [task.dataset[i] for i in range(task.batch_size)]

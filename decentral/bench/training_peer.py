@@ -23,7 +23,7 @@ import torch
 
 from decentral.cli import peer
 from decentral.errors import DecentralError
-from decentral.recipes import load
+from decentral.recipes import load_training as load
 from decentral.recipes.train import adjusted, run_options
 from decentral.run import Run
 from decentral.strategies.diloco import DiLoCo

@@ -16,11 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from decentral.errors import DecentralError
+from decentral.errors import ConfigError, DecentralError
 from decentral.types import short
 
 if TYPE_CHECKING:
     from decentral.peer.runtime import Mesh
+    from decentral.recipes import ProgramRecipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--members", type=int, default=1, metavar="N",
         help="make the first step once N peers are members (default: at once)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--serve", action="store_true",
+        help="when everything is trained, stay and answer others (recipes that are programs)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="initial parameters, sample order")
     parser.add_argument(
@@ -152,11 +157,17 @@ def take_part(args: argparse.Namespace, train: Callable[[Mesh, argparse.Namespac
 
 def _train(mesh: Mesh, args: argparse.Namespace) -> None:
     """Imports torch, which takes a while: by now the peer listens and has said so."""
-    from decentral.recipes import load
+    from decentral.recipes import ProgramRecipe, load
+
+    recipe = load(args.recipe)
+    if isinstance(recipe, ProgramRecipe):
+        _work(mesh, recipe, args)
+        return
+    if args.serve:
+        raise ConfigError(f"recipe {recipe.name} has nothing to serve when it is done")
     from decentral.recipes.train import adjusted, run_options, train
     from decentral.run import Run
 
-    recipe = load(args.recipe)
     task = adjusted(recipe.build(args.seed), strategy=args.strategy, lr=args.lr)
     options = run_options(
         recipe,
@@ -171,6 +182,23 @@ def _train(mesh: Mesh, args: argparse.Namespace) -> None:
         train(task, run, members=args.members)
 
 
+def _work(mesh: Mesh, recipe: ProgramRecipe, args: argparse.Namespace) -> None:
+    """A program of cells, which has a length and strategies of its own."""
+    from decentral.dataflow.worker import Worker
+
+    for option in ("rounds", "strategy", "lr"):
+        if getattr(args, option) is not None:
+            raise ConfigError(f"recipe {recipe.name} is a program: --{option} does not apply")
+    worker = Worker(
+        mesh,
+        recipe.build(args.seed),
+        founder=not args.join,
+        home=mesh.home.path,
+        members=args.members,
+    )
+    worker.run(serve=args.serve)
+
+
 def _watch(mesh: Mesh, args: argparse.Namespace) -> None:
     """A relay's or an observer's life: until it is stopped, or has the state that it came for."""
     from decentral.peer.orders import MeshFailed, Order, StateArrived
@@ -179,10 +207,11 @@ def _watch(mesh: Mesh, args: argparse.Namespace) -> None:
     if args.state is None:
         mesh.watch(orders.put)
     else:
-        from decentral.recipes import load
+        from decentral.recipes import load_training
         from decentral.recipes.train import holdings
 
-        mesh.watch(orders.put, holdings=holdings(load(args.recipe).build(args.seed)))
+        task = load_training(args.recipe).build(args.seed)
+        mesh.watch(orders.put, holdings=holdings(task))
     try:
         while True:
             match orders.get():

@@ -1,7 +1,8 @@
 """Recipes: what a volunteer trains with one command.
 
 A recipe is a registered name, or ``module:function`` on the peer's own machine, where the
-function takes nothing and returns a `Recipe`. Code never arrives from the network.
+function takes nothing and returns a `Recipe` (one model, one strategy) or a `ProgramRecipe` (a
+graph of cells, `decentral.dataflow`). Code never arrives from the network.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ from decentral.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from decentral.dataflow.program import Program
     from decentral.schedule import Schedule
     from decentral.strategies.base import Strategy
 
-REGISTERED: Mapping[str, str] = {"gpt": "decentral.recipes.gpt:recipe"}
+REGISTERED: Mapping[str, str] = {
+    "gpt": "decentral.recipes.gpt:recipe",
+    "dipaco": "decentral.dipaco.recipe:recipe",
+    "diffusion": "decentral.diffusion.recipe:recipe",
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,7 +68,16 @@ class Recipe:
     """From a seed (of the initial parameters)."""
 
 
-def load(name: str) -> Recipe:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramRecipe:
+    """A named way to build a program. What its results depend on is in its own fingerprint."""
+
+    name: str
+    build: Callable[[int], Program]
+    """From a seed."""
+
+
+def load(name: str) -> Recipe | ProgramRecipe:
     """A registered recipe, or ``module:function`` (looked up in the working directory too)."""
     target = REGISTERED.get(name, name)
     module_name, colon, function_name = target.partition(":")
@@ -80,6 +95,14 @@ def load(name: str) -> Recipe:
         says = f"recipe {name!r}: {module_name} has no function {function_name!r}"
         raise ConfigError(says) from error
     recipe = function()
-    if not isinstance(recipe, Recipe):
+    if not isinstance(recipe, Recipe | ProgramRecipe):
         raise ConfigError(f"recipe {name!r} gives a {type(recipe).__name__}, not a Recipe")
+    return recipe
+
+
+def load_training(name: str) -> Recipe:
+    """A recipe of one model and one strategy, where nothing else will do."""
+    recipe = load(name)
+    if isinstance(recipe, ProgramRecipe):
+        raise ConfigError(f"recipe {name!r} is a program of many cells: it has no single model")
     return recipe

@@ -43,8 +43,9 @@ from decentral.peer.runtime.node import Node
 from decentral.peer.runtime.port_mapping import PortMapper
 from decentral.peer.runtime.port_mapping_ways import Mapping as PortMapping
 from decentral.peer.runtime.report import doctor, status
-from decentral.peer.runtime.spectator import Spectator
+from decentral.peer.runtime.spectator import Spectator, seen_by
 from decentral.peer.runtime.wish import wish
+from decentral.peer.views_log import LogState
 from decentral.types import CommittedState, PeerId, Range, TensorSpec
 from decentral.version import PROTOCOL_VERSIONS
 
@@ -217,6 +218,7 @@ class Mesh:
         schemas: Mapping[str, Sequence[TensorSpec]] = MappingProxyType({}),
         min_contributors: int = 0,
         grace_s: float = 0.0,
+        copies: int = 0,
     ) -> None:
         """Make the run, go on with it, or join it. Returns at once; orders say how it went.
 
@@ -245,6 +247,7 @@ class Mesh:
                         "lease_samples": lease_samples,
                         "min_contributors": min_contributors,
                         "grace_s": grace_s,
+                        "copies": copies,
                     },
                     readable=schemas,
                 )
@@ -365,6 +368,9 @@ class Mesh:
     def hold(self, state: CommittedState, *, tag: str = "") -> None:
         self._loop.call(self._node.hold, tag, state)
 
+    def take_part(self, tag: str, takes: bool) -> None:
+        self._loop.call(self._node.take_part, tag, takes)
+
     def wants_updates(self, tag: str = "") -> bool:
         transfers = self._node.transfers
         return transfers is not None and transfers.wants_updates(tag)
@@ -405,6 +411,10 @@ class Mesh:
     def run_id(self) -> bytes:
         """32 bytes; empty while nobody has told a joiner of an open run."""
         return self._card.run or b""
+
+    def log(self) -> LogState | None:
+        """What is committed, as far as this peer knows; None before it knows anything."""
+        return seen_by(self._node)
 
     def traffic(self) -> tuple[int, int]:
         counters = self.native.counters()

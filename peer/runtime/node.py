@@ -86,6 +86,8 @@ class Node:
         self.view: View | None = None
         self.held: dict[str, CommittedState] = {}
         """By tag, what the trainer holds (a founder: what it gives away, too)."""
+        self._takes: set[str] = set()
+        """Tags that the trainer takes part in now."""
         self.transfers: TransferRouter | None = None
         self.tell: Callable[[Order], None] = lambda order: None
         """The trainer."""
@@ -136,6 +138,7 @@ class Node:
         self.tell = on_order
         self._started = True
         self._holdings, self._core_options = holdings, core_options
+        self._takes = {tag for tag, one in holdings.items() if one.takes}
         schemas = {tag: one.schema for tag, one in holdings.items()}
         self.transfers = TransferRouter(
             self.endpoint, self.links, {**readable, **schemas}, self.loop, self.tell,
@@ -338,22 +341,32 @@ class Node:
     @property
     def leading_tag(self) -> str:
         """The first tag that this peer takes part in: what people see where there is one value."""
-        return next((tag for tag, one in self._holdings.items() if one.takes), "")
+        return next((tag for tag in self._holdings if tag in self._takes), "")
 
     def _held_rounds(self, committed: Mapping[str, int]) -> dict[str, int]:
         """By module, if there are several: the round that is held, or the one to be fetched."""
         return {
             tag: self.held[tag].round if tag in self.held else committed[tag]
-            for tag, one in self._holdings.items()
-            if tag and one.takes
+            for tag in self._holdings
+            if tag and tag in self._takes
         }
 
     def _give_up(self, tag: str) -> None:
         """Others hold more than round 0 of a module that this peer only founded."""
-        given = self._holdings.get(tag)
-        if given is not None and not given.takes and self.held.pop(tag, None) is not None:
+        if tag not in self._takes and self.held.pop(tag, None) is not None:
             assert self.transfers is not None
             self.transfers[tag].give_up()
+
+    def take_part(self, tag: str, takes: bool) -> None:
+        """In a tag's rounds from now on, or no more."""
+        if takes:
+            self._takes.add(tag)
+        else:
+            self._takes.discard(tag)
+            self.held.pop(tag, None)
+            assert self.transfers is not None
+            self.transfers[tag].give_up()
+        self.feed(protocol.TakePart(tag, takes))
 
     def want_links(self, peers: Sequence[PeerId]) -> None:
         """To members that this peer may not be linked to otherwise."""

@@ -93,9 +93,9 @@ class Transfers:
         self._drive()
 
     def give_up(self) -> None:
-        """Only a founder's initial state was held, for others, and they have moved on."""
+        """This peer has no part in the tag, or no more: nothing newer is held or wanted here."""
         self._give(self._donor.retire())
-        self._held = None
+        self._held = self._wanted = self._delivered = None
 
     def hold_update(self, root: bytes, update: CommittedState) -> None:
         self._give(self._donor.hold_update(root, update, self._loop.time()))
@@ -145,7 +145,10 @@ class Transfers:
             if not self._replay.lost:
                 self._deliver(roots)
                 return
-        if self._state is None and self._delivered is None:
+        given = self._delivered
+        if given is not None and roots.get(given[0]) != given[1]:
+            given = None  # it leads nowhere any more: the trainer may never adopt it
+        if self._state is None and given is None:
             self._forget_replay()
             self._state = self._fetch_state(wanted)
 

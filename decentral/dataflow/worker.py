@@ -1,0 +1,464 @@
+"""A peer's part in a program: what the agenda says, over the mesh.
+
+    mesh ── orders ──▶ ┌────────┐ ── take_part, contribute, reduced, hold ──▶ mesh
+                       │ Worker │ ── job ──▶ Computing ── outcome ──▶ (back)
+    log (a snapshot) ─▶└────────┘ ── attempt ──▶ Handover ── ended ──▶ (back)
+
+One thread (the caller's) decides everything. The life of a leased round, in seven hops: the agenda
+names it; `Computing` reads its inputs from those who keep them, works it out, writes it to disk;
+the peer contributes; the coordinator sees `copies` peers ready; `Handover` brings the result to the
+other keepers, who write it to disk; all answer with its root; the log commits it.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decentral.dataflow.agenda import Agenda, Mine
+from decentral.dataflow.computing import Computing, Job, Outcome
+from decentral.dataflow.handover import Handover, seal
+from decentral.dataflow.program import Program, check
+from decentral.dataflow.progress import kind_of
+from decentral.dataflow.store import Store
+from decentral.errors import CollectiveError, ConfigError, DivergenceError, StateError
+from decentral.mesh_port import Holding, MeshFailed, MeshPort, Order, StateArrived
+from decentral.peer.protocol import (
+    AbortReduce,
+    Committed,
+    Evicted,
+    Joined,
+    Left,
+    RoundEntry,
+    StartReduce,
+)
+from decentral.peer.views_log import LogState
+from decentral.types import CommittedState, PeerId, View
+
+TICK_S = 0.2
+COPIES = 2
+LEAVE_TIMEOUT_S = 10.0
+LINGER_S = 10.0
+"""At the end, what this peer should keep and does not hold yet may take so long to come."""
+
+
+@dataclass(frozen=True, slots=True)
+class _HandedOver:
+    order: StartReduce
+    data: NDArray[np.float32]
+    error: BaseException | None
+
+
+_News: TypeAlias = "Order | Outcome | _HandedOver"
+
+
+class Worker:
+    """Made with a mesh that has not been started. Use it from one thread."""
+
+    def __init__(
+        self,
+        mesh: MeshPort,
+        program: Program,
+        *,
+        founder: bool,
+        home: Path | None = None,
+        copies: int = COPIES,
+        members: int = 1,
+        on_round: Callable[[str, int, float | None], None] = lambda cell, round, loss: None,
+    ) -> None:
+        """`copies`: how many peers hold a round before it counts; the same on all peers.
+        `members`: nothing is computed here before so many peers are in. `on_round` hears of every
+        committed round that is held here, with the loss where it was computed here."""
+        if copies < 1:
+            raise ConfigError(f"a round is kept by at least one peer, not {copies}")
+        self.mesh, self.program = mesh, program
+        self.held: dict[str, CommittedState] = {}
+        """By cell: committed rounds that are here. Replaced, never changed: others may read it."""
+        self._founder, self._copies, self._on_round = founder, copies, on_round
+        self._wait_for = members
+        self._store = Store(home, program, lambda: mesh.run_id)
+        self._agenda = Agenda(program, mesh.me, copies)
+        self._mine = Mine()
+        self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
+        self._handovers = {cell: self._handover(cell) for cell in program.cells}
+        self._results: dict[str, Outcome] = {}
+        self._arrived: dict[str, dict[bytes, CommittedState]] = {}
+        """By cell and root: would-be rounds that are here and on disk."""
+        self._looked_for: dict[str, bytes] = {}
+        """By cell: the root that the disk has been searched for."""
+        self._contributed: dict[str, tuple[int, int]] = {}
+        """By cell: (round, tokens) that the coordinator has been offered."""
+        self._member, self._beats, self._since = False, 0, time.monotonic()
+        self._finished_at = 0.0
+        self._computing = Computing(program, self._store, mesh.read, self._progress, self._news.put)
+
+    def _handover(self, cell: str) -> Handover:
+        def group(native: Any, view: View, me: PeerId) -> Any:
+            from decentral.collectives import Group
+
+            full = self.mesh.full_mesh_up_to
+            return Group(native, view, me, connect=self.mesh.connect, dense_up_to=full)
+
+        return Handover(
+            cell,
+            self.mesh,
+            self.program,
+            group,
+            lambda order, data, error: self._news.put(_HandedOver(order, data, error)),
+        )
+
+    # ------------------------------------------------------------------ the caller's side
+
+    def run(self, *, serve: bool = False) -> Mapping[str, CommittedState]:
+        """Take part until the program is finished (`serve`: until interrupted); then leave, and
+        return the last rounds of the cells that are here.
+
+        Raises what stops this peer: a ConnectError, a FingerprintError, a DiskError, or whatever
+        the program raises.
+        """
+        try:
+            self._start()
+            while not self._over(serve):
+                self._turn()
+            return dict(self.held)
+        finally:
+            self._close()
+
+    def _start(self) -> None:
+        schemas = {cell: self.program.schema(cell) for cell in self.program.cells}
+        # Who makes a run says what it begins with; the others know that, too.
+        founded = schemas if self._founder else {}
+        self.mesh.start(
+            holdings={
+                cell: Holding(schema=schema, initial=self._initial(cell), takes=False)
+                for cell, schema in founded.items()
+            },
+            schemas=schemas,
+            fingerprint=self.program.fingerprint,
+            lease_samples=0,
+            on_order=self._ordered,
+            tags=self.program.cells,
+            copies=self._copies,
+        )
+
+    def _initial(self, cell: str) -> CommittedState:
+        tensors = self.program.initial(cell)
+        check(self.program, cell, tensors)
+        return seal({name: one.copy() for name, one in tensors.items()}, 0)
+
+    def _ordered(self, order: Order) -> None:
+        """On the mesh's thread: what cannot wait, and the rest into the queue."""
+        if isinstance(order, AbortReduce) and order.tag in self._handovers:
+            self._handovers[order.tag].abort(order.round, order.attempt, order.says)
+        else:
+            self._news.put(order)
+
+    def _over(self, serve: bool) -> bool:
+        log = self.mesh.log()
+        if serve or log is None or not self._member or not self._agenda.finished(_at(log)):
+            return False
+        if any(self._lacks(log, cell) for cell in self._mine.keeps):
+            self._finished_at = self._finished_at or time.monotonic()
+            if time.monotonic() < self._finished_at + LINGER_S:
+                return False
+        self._report_end(log)
+        return True
+
+    def _close(self) -> None:
+        self._computing.close()
+        for handover in self._handovers.values():
+            handover.over("this peer leaves")
+        if self._member:
+            self.mesh.leave("finished", LEAVE_TIMEOUT_S)
+
+    # ------------------------------------------------------------------ one turn
+
+    def _turn(self) -> None:
+        try:
+            self._obey(self._news.get(timeout=TICK_S))
+            while True:
+                self._obey(self._news.get_nowait())
+        except queue.Empty:
+            pass
+        if self._computing.job is None:
+            self._progress()
+        log = self.mesh.log()
+        if log is None or not log.founded or not self._member or log.paused:
+            return
+        self._keep(log)
+        self._offer_to_keep(log)
+        self._compute(log)
+
+    def _progress(self) -> None:
+        self._beats += 1
+        self.mesh.progress(self._beats)
+
+    def _keep(self, log: LogState) -> None:
+        """Take part in what the agenda says, and get hold of it."""
+        for cell in sorted(self._agenda.keep(log.view.members, self._mine) - self._mine.keeps):
+            self._take(cell)
+        for cell in self._mine.keeps:
+            if self._lacks(log, cell):
+                self._find(log, cell)
+
+    def _take(self, cell: str) -> None:
+        self._mine.keeps.add(cell)
+        self.mesh.take_part(cell, True)
+
+    def _drop(self, cell: str) -> None:
+        self._mine.keeps.discard(cell)
+        self.held.pop(cell, None)
+        self._contributed.pop(cell, None)
+        self.mesh.take_part(cell, False)
+
+    def _lacks(self, log: LogState, cell: str) -> bool:
+        held = self.held.get(cell)
+        return held is None or held.root != log.scope(cell).root
+
+    def _find(self, log: LogState, cell: str) -> None:
+        """What is committed may be here already; else the mesh is fetching it."""
+        scope = log.scope(cell)
+        found = self._arrived.get(cell, {}).get(scope.root)
+        if found is None and scope.round == 0:
+            found = self._initial(cell)
+            if found.root != scope.root:
+                raise DivergenceError(
+                    f"cell {cell} begins with other values here than in the run: another version "
+                    f"of torch or numpy, or other data",
+                    phase="join",
+                )
+        elif found is None and self._looked_for.get(cell) != scope.root:
+            self._looked_for[cell] = scope.root
+            found = self._store.load(cell, scope.round, scope.root)
+        if found is not None:
+            self._hold(cell, found)
+
+    def _hold(self, cell: str, state: CommittedState) -> None:
+        self.held[cell] = state
+        self._arrived.pop(cell, None)
+        self.mesh.hold(state, tag=cell)
+        if state.round:
+            self.mesh.checkpointed(state.round, self._store.kept(cell), tag=cell)
+
+    def _offer_to_keep(self, log: LogState) -> None:
+        """Keepers of leased cells are ready for the next result as soon as they hold the last."""
+        for cell in self._mine.keeps:
+            following = log.scope(cell).round + 1
+            wanted = self.program.leased(cell) and following <= self.program.rounds(cell)
+            ready = not self._lacks(log, cell) and cell not in self._contributed
+            if wanted and ready and self._agenda.leased(log.view.members, cell):
+                self._contribute(cell, following, 0)
+
+    def _contribute(self, cell: str, round: int, tokens: int) -> None:
+        self._contributed[cell] = (round, tokens)
+        self.mesh.contribute(round, tokens, (), tag=cell)
+
+    def _compute(self, log: LogState) -> None:
+        """Begin the next job, if there is one; give up one that others have done."""
+        if len(log.view.members) < self._wait_for:
+            return
+        self._wait_for = 1
+        at, job = _at(log), self._computing.job
+        if job is not None:
+            if at[job.cell] >= job.round:
+                self._computing.give_up()
+            return
+        cell = self._agenda.next(log.view.members, at, self._mine, time.monotonic())
+        if cell is None:
+            return
+        if cell not in self._mine.keeps:
+            self._take(cell)
+        if self._lacks(log, cell):
+            return  # it is being fetched
+        needs = self.program.inputs(cell, at[cell] + 1)
+        roots = {need.cell: log.scope(need.cell).root for need in needs}
+        held = {one: self.held[one] for one, root in roots.items() if self._has(one, root)}
+        self._computing.start(Job(cell, at[cell] + 1, self.held[cell], held, roots))
+
+    def _has(self, cell: str, root: bytes) -> bool:
+        return cell in self.held and self.held[cell].root == root
+
+    # ------------------------------------------------------------------ what was heard
+
+    def _obey(self, news: _News) -> None:
+        match news:
+            case Outcome():
+                self._computed(news)
+            case StartReduce():
+                self._attempt(news)
+            case _HandedOver():
+                self._handed_over(news)
+            case Committed(entry=RoundEntry() as entry):
+                self._committed(news, entry)
+            case StateArrived(state, tag):
+                if tag in self._mine.keeps:
+                    self._store.save(tag, state)
+                    self._arrived.setdefault(tag, {})[state.root] = state
+            case Joined():
+                self._joined()
+            case Evicted():
+                self._member = False
+                self._contributed.clear()
+            case MeshFailed(error):
+                raise error
+            case Left(says):
+                raise StateError(f"this peer is out of the run: {says}", phase="run")
+
+    def _joined(self) -> None:
+        """A member now, or again. What is on the disk and still counts is kept for the others."""
+        self._member = True
+        self._contributed.clear()
+        log = self.mesh.log()
+        assert log is not None
+        for cell in self.program.cells:
+            scope = log.scope(cell)
+            there = scope.round and scope.round in self._store.kept(cell)
+            if there and cell not in self._mine.keeps:
+                self._take(cell)
+        for cell, outcome in self._results.items():
+            self._offer_result(cell, outcome)
+
+    def _computed(self, outcome: Outcome) -> None:
+        self._computing.ended()
+        job, log = outcome.job, self.mesh.log()
+        if isinstance(outcome.error, StateError):
+            self._fault("inputs", outcome.error)  # the agenda names it again
+            return
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.state is None:
+            return  # given up: others have it
+        kind = kind_of(job.cell)
+        before_s = self._mine.took_s.get(kind, outcome.seconds)
+        self._mine.took_s[kind] = (before_s + outcome.seconds) / 2
+        if log is not None and log.scope(job.cell).round < job.round:
+            self._results[job.cell] = outcome
+            self._mine.done[job.cell] = job.round
+            self._offer_result(job.cell, outcome)
+
+    def _offer_result(self, cell: str, outcome: Outcome) -> None:
+        self._contribute(cell, outcome.job.round, max(1, outcome.tokens))
+
+    def _attempt(self, order: StartReduce) -> None:
+        cell = order.tag
+        result = self._results.get(cell)
+        mine = result.state if result is not None and result.job.round == order.round else None
+        try:
+            state = self._handovers[cell].start(order, mine)
+        except CollectiveError as error:
+            self._failed(order, error)
+            return
+        if state is not None:
+            self._answer(order, state)
+
+    def _handed_over(self, news: _HandedOver) -> None:
+        order, handover = news.order, self._handovers[news.order.tag]
+        handover.over()
+        if news.error is None:
+            state = handover.unpack(news.data, order.round)
+            self._compare(order, state)
+            self._store.save(order.tag, state)
+            self._answer(order, state)
+        elif isinstance(news.error, CollectiveError):
+            self._failed(order, news.error)
+        else:
+            raise news.error
+
+    def _compare(self, order: StartReduce, state: CommittedState) -> None:
+        """Two who have computed the same round should have come to the same."""
+        mine = self._results.get(order.tag)
+        if mine is None or mine.state is None or mine.job.round != order.round:
+            return
+        if mine.state.root != state.root:
+            says = (
+                f"{order.tag}, round {order.round}: this peer computed other bits than another "
+                f"one; the run goes on with the other's"
+            )
+            self._fault("divergence", DivergenceError(says))
+
+    def _answer(self, order: StartReduce, state: CommittedState) -> None:
+        self._arrived.setdefault(order.tag, {})[state.root] = state
+        self.mesh.reduced(order.round, order.attempt, state.root, tag=order.tag)
+
+    def _failed(self, order: StartReduce, error: CollectiveError) -> None:
+        self.mesh.reduce_failed(order.round, order.attempt, error.peer, error.says, tag=order.tag)
+
+    def _committed(self, order: Committed, entry: RoundEntry) -> None:
+        cell = entry.tag
+        self._handovers[cell].committed(entry.round)
+        self._contributed.pop(cell, None)
+        result = self._results.pop(cell, None)
+        self._mine.done.pop(cell, None)
+        if cell not in self._mine.keeps:
+            return
+        busy = self._computing.job is not None and self._computing.job.cell == cell
+        if not self._agenda.leased(order.view.members, cell) and not busy:
+            self._drop(cell)  # others have the next round, and keep it
+            return
+        state = self._arrived.get(cell, {}).get(entry.state_root)
+        if state is None:
+            return  # it is being fetched
+        self._hold(cell, state)
+        loss = result.loss if result is not None else None
+        self._report(order, entry, loss)
+        self._on_round(cell, entry.round, loss)
+
+    # ------------------------------------------------------------------ what people see
+
+    def _report(self, order: Committed, entry: RoundEntry, loss: float | None) -> None:
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
+        log = self.mesh.log()
+        tokens = log.samples if log is not None else 0
+        sent, received = self.mesh.traffic()
+        shown = {"strategy": type(self.program).__name__, "loss": loss, "tokens": tokens}
+        self.mesh.telemetry(tag=entry.tag, **shown)
+        self.mesh.emit(
+            {
+                "event": "round",
+                "tag": entry.tag,
+                "lineage": order.view.lineage,
+                "epoch": order.view.epoch,
+                "round": entry.round,
+                "durable_round": entry.durable_round,
+                "participants": len(entry.contributions),
+                "state_hash": entry.state_root.hex(),
+                "loss": loss,
+                "tokens": tokens,
+                "bytes_sent": sent,
+                "bytes_received": received,
+                "seconds": round(seconds, 4),
+            }
+        )
+
+    def _report_end(self, log: LogState) -> None:
+        self.mesh.emit(
+            {
+                "event": "done",
+                "reason": "every cell is at its last round",
+                "round": max(scope.round for scope in log.scopes),
+                "tokens": log.samples,
+                "state_hash": whole_root(log).hex(),
+            }
+        )
+
+    def _fault(self, kind: str, error: StateError | DivergenceError) -> None:
+        self.mesh.emit({"event": "fault", "kind": kind, "peer": error.peer, "says": error.says})
+
+
+def whole_root(log: LogState) -> bytes:
+    """One hash of all cells' committed rounds."""
+    from decentral import _native
+
+    return bytes(_native.state_root([(scope.tag, scope.root) for scope in log.scopes]))
+
+
+def _at(log: LogState) -> dict[str, int]:
+    return {scope.tag: scope.round for scope in log.scopes}
