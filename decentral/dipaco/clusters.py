@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from decentral.types import Array
 
-STARTS, ITERATIONS = 4, 25
-SAMPLES = 8192
+STARTS, ITERATIONS = 2, 20
+SAMPLES = 4096
 """k-means looks at so many samples, the first ones; then all of them set the prices."""
 SWEEPS, QUICK_SWEEPS = 30, 4
 """Times that each price is set anew, at the end and within an iteration of k-means."""
