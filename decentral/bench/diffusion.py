@@ -5,8 +5,9 @@ decentral bench diffusion --rows monolith k4 --steps 2000 --samples 2000 --json
 
     equal       the experts' and the router's training FLOPs together are the monolith's
     loss        validation flow matching, mean over dimensions, of the mixed velocity
-    FID         between samples from fixed noise and test images, in a small classifier's features:
-                not ImageNet FID, and comparable within this table only
+    FID         between samples from fixed noise and test images that went through the latents, too,
+                in a small classifier's features: not ImageNet FID, and comparable within this
+                table only; `fid_pixels` is against the images themselves
 
 All rows run in this process with the code that peers run: rounds are pure functions, so that the
 mesh comes to the same bits.
@@ -32,6 +33,7 @@ from decentral.bench.machine import about
 from decentral.diffusion.config import Config
 from decentral.diffusion.images import Images, installed, shapes
 from decentral.diffusion.networks import MLP
+from decentral.diffusion.training import one_thread
 from decentral.errors import ConfigError
 
 KEY = ("row", "seed", "steps", "samples", "images")
@@ -82,7 +84,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 result = known.get(json.dumps(key))
                 if result is None:
                     print(f"{row.name}, seed {seed}: {row.says}", file=sys.stderr, flush=True)
-                    result = {**key, **trial.measure(row, seed)}
+                    with one_thread():
+                        result = {**key, **trial.measure(row, seed)}
                     with (folder / "log.jsonl").open("a") as file:
                         file.write(json.dumps(result) + "\n")
                 done.append(result)
@@ -161,7 +164,7 @@ def summaries(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "fids": list(fids.values()),
                     **{
                         name: _mean({r["seed"]: r["ways"].get(way, {}).get(name) for r in runs})
-                        for name in ("kid", "precision", "recall")
+                        for name in ("fid_pixels", "kid", "precision", "recall")
                     },
                 }
             )

@@ -148,7 +148,7 @@ class Trial:
         return {
             "training_flops": training_flops(program),
             "router_share": router_share(program),
-            "steps": program.config.rounds * program.config.steps,
+            "inner_steps": program.config.rounds * program.config.steps,
             "longest_cell_cpu_s": by_kind,
         }
 
@@ -174,17 +174,15 @@ class Trial:
 
     def floor(self) -> dict[str, float]:
         """The same of training images that only went into the flow's space and back."""
-        space: Space = Pixels(self.images.shape)
-        if self.base.latent:
-            space = Principal(self.images.shape, fit(self.images.train, self.base.latent))
-        some = self.images.train[: self.samples]
-        return self._compare(space.decode(space.encode(some)))
+        return self._compare(self._there_and_back(self.images.train[: self.samples]))
 
     def _compare(self, made: NDArray[np.uint8]) -> dict[str, float]:
         real, features = self._real, self.classifier.features(made)
+        pixels = self.classifier.features(self.images.test)
         precision, recall = metrics.precision_recall(real, features)
         return {
             "fid": metrics.fid(real, features),
+            "fid_pixels": metrics.fid(pixels, features),
             "kid": metrics.kid(real, features),
             "precision": precision,
             "recall": recall,
@@ -204,7 +202,17 @@ class Trial:
 
     @cached_property
     def _real(self) -> Array:
-        return self.classifier.features(self.images.test)
+        """Of test images as the flow's space shows them: what it loses is no expert's fault."""
+        return self.classifier.features(self._there_and_back(self.images.test))
+
+    def _there_and_back(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return self._space.decode(self._space.encode(images))
+
+    @cached_property
+    def _space(self) -> Space:
+        if not self.base.latent:
+            return Pixels(self.images.shape)
+        return Principal(self.images.shape, fit(self.images.train, self.base.latent))
 
     def _held_out(self) -> int:
         """So many of the test images are for calibration, the others for validation."""

@@ -51,7 +51,7 @@ def cluster(
 def assign(features: Array, centroids: Array, coarse: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The clusters of images that were not there when the clusters were made. [n]"""
     nearest = nearest_of(torch.from_numpy(features), torch.from_numpy(np.array(centroids)))
-    return coarse[nearest.numpy()]
+    return np.asarray(coarse[nearest.numpy()])
 
 
 def manifest(assignment: NDArray[np.uint8], experts: int) -> list[dict[str, int | str]]:
@@ -83,7 +83,9 @@ def k_means(
 def nearest_of(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     """Index of the nearest centre of each point. [n]"""
     half_norms = centres.square().sum(1) / 2
-    return torch.cat([(half_norms - some @ centres.T).argmin(1) for some in points.split(8192)])
+    return torch.cat(
+        [(half_norms - some @ centres.T).argmin(1) for some in torch.split(points, 8192)]
+    )
 
 
 def group(

@@ -13,7 +13,6 @@ import numpy as np
 
 from decentral.diffusion import flow, routing
 from decentral.diffusion.ensemble import Ensemble
-from decentral.diffusion.seeds import numpy_random, torch_random
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,9 +39,7 @@ def validation_losses(
     classes = None
     if ensemble.program.config.conditional:
         classes = np.tile(labels.astype(np.int64), TIMES)
-    t = flow.times(len(x0), torch_random("validation", seed)).numpy()
-    noise = numpy_random("validation", seed).standard_normal(x0.shape, dtype=np.float32)
-    x = (1 - t[:, None]) * x0 + t[:, None] * noise
+    t, noise, x = flow.draw(x0, "validation", seed)
     p = ensemble.route(x, t, classes)
     weights = {
         way: np.eye(p.shape[1], dtype=np.float32)[own]

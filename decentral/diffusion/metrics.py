@@ -43,8 +43,10 @@ def _moments(features: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def kid(images: Array, samples: Array) -> float:
-    """Mean over subsets, with the kernel (a·b / f + 1)³."""
+    """Mean over subsets, with the kernel (a·b / f + 1)³, of features in units of the images'
+    spread."""
     random = numpy_random("kid")
+    images, samples = images / images.std(), samples / images.std()
     size = min(KID_SIZE, len(images), len(samples))
     found = []
     for _ in range(KID_SUBSETS):

@@ -12,7 +12,7 @@ def program(seed: int) -> DiffusionProgram:
     """Four class-conditional experts and a router on Fashion-MNIST (or digits), in latents."""
     images = installed()
     small = len(images.train) < 10_000
-    config = Config(rounds=12, steps=250, fine=64 if small else 256, latent=32 if small else 64)
+    config = Config(rounds=24, steps=250, fine=64 if small else 256, latent=32 if small else 64)
     return DiffusionProgram(images, config, seed)
 
 

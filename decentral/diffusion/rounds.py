@@ -138,7 +138,8 @@ def student_round(
                 rows = torch.nonzero(own == k)[:, 0].to(task.device)
                 some = None if classes is None else classes[rows]
                 wanted[rows] = expert.network(x[rows], t[rows], some)
-        return (flat.network(x, t, classes) - wanted).square().mean()
+        velocity: torch.Tensor = flat.network(x, t, classes)
+        return (velocity - wanted).square().mean()
 
     stretch = Stretch(
         first=(round - 1) * config.steps,

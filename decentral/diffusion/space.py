@@ -72,7 +72,7 @@ def fit(images: NDArray[np.uint8], dim: int) -> dict[str, Array]:
     pixels = torch.from_numpy(_signed(images))
     mean = pixels.mean(0, dtype=torch.float64)
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-    for some in pixels.split(8192):
+    for some in torch.split(pixels, 8192):
         centred = some.double() - mean
         covariance += centred.T @ centred
     variances, vectors = torch.linalg.eigh(covariance / len(images))
@@ -88,7 +88,7 @@ def principal_features(
     images: NDArray[np.uint8], shape: tuple[int, int], fitted: Mapping[str, NDArray[Any]]
 ) -> Array:
     """Components that are not whitened, for clustering: distances are those between pixels."""
-    return Principal(shape, fitted).encode(images) * fitted["space/scale"]
+    return np.asarray(Principal(shape, fitted).encode(images) * fitted["space/scale"])
 
 
 def _signed(images: NDArray[np.uint8]) -> Array:
@@ -96,4 +96,5 @@ def _signed(images: NDArray[np.uint8]) -> Array:
 
 
 def _bytes(pixels: Array) -> NDArray[np.uint8]:
-    return np.clip(np.rint((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.clip(np.rint((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
+    return levels
