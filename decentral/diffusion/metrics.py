@@ -57,7 +57,8 @@ def kid(images: Array, samples: Array) -> float:
 
 
 def _kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray((a @ b.T / a.shape[1] + 1) ** 3)
+    product = a @ b.T / a.shape[1] + 1
+    return np.asarray(product * product * product)  # numpy's ** is ten times as slow
 
 
 def _within(a: NDArray[np.float64]) -> float:

@@ -194,8 +194,7 @@ class DiffusionProgram(Program):
             return expert_round(self._task(inputs[0]), cell, round, before, beat)
 
     def _cluster(self, beat: Callable[[], None]) -> Arrays:
-        fitted = space.fit(self.images.train, self._components)
-        beat()
+        fitted = space.fit(self.images.train, self._components, beat=beat)
         if self.config.clusters == "random":
             places = numpy_random("clusters", self.seed).permutation(len(self.images.train))
             assignment = (places % self.config.experts).astype(np.uint8)

@@ -7,7 +7,7 @@ An MLP that is narrower than its input cannot pass noise through, so small ones 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -62,7 +62,9 @@ class Principal:
         return _bytes((x * self._scale) @ self._basis + self._mean).reshape(-1, *self._shape)
 
 
-def fit(images: NDArray[np.uint8], dim: int) -> dict[str, Array]:
+def fit(
+    images: NDArray[np.uint8], dim: int, *, beat: Callable[[], None] = lambda: None
+) -> dict[str, Array]:
     """The first `dim` principal components of images [n, h, w].
 
     space/mean [pixels], space/basis [dim, pixels] with orthonormal rows, space/scale [dim]: the
@@ -75,6 +77,7 @@ def fit(images: NDArray[np.uint8], dim: int) -> dict[str, Array]:
     for some in torch.split(pixels, 8192):
         centred = some.double() - mean
         covariance += centred.T @ centred
+        beat()
     variances, vectors = torch.linalg.eigh(covariance / len(images))
     basis = vectors.T.flip(0)[:dim]
     largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
