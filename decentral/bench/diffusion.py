@@ -30,9 +30,8 @@ from rich.table import Table
 from decentral.bench.diffusion_rows import ROWS, chosen
 from decentral.bench.diffusion_trials import Trial
 from decentral.bench.machine import about
-from decentral.diffusion.config import Config
-from decentral.diffusion.images import Images, installed, shapes
-from decentral.diffusion.networks import MLP
+from decentral.diffusion.images import installed, shapes
+from decentral.diffusion.recipe import TINY, suited
 from decentral.diffusion.training import one_thread
 from decentral.errors import ConfigError
 
@@ -70,7 +69,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rows = chosen(args.rows)
     with tempfile.TemporaryDirectory(prefix="decentral-diffusion-") as temporary:
         folder = args.work or Path(temporary)
-        images, base = _chosen(args.images)
+        images = shapes(2000, 500) if args.images == "shapes" else installed()
+        base = TINY if args.images == "shapes" else suited(images)
         trial = Trial(
             images=images, base=base, steps=args.steps, samples=args.samples, folder=folder
         )
@@ -100,18 +100,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "runs": done,
             "machine": about(),
         }
-
-
-def _chosen(name: str) -> tuple[Images, Config]:
-    if name == "shapes":
-        mlp = MLP(width=64, depth=2, condition=32)
-        router = MLP(width=32, depth=1, condition=32)
-        return shapes(2000, 500), Config(
-            latent=16, fine=32, warmup=10, ema=0.9, network=mlp, router=router
-        )
-    images = installed()
-    small = len(images.train) < 10_000
-    return images, Config(latent=32, fine=64) if small else Config()
 
 
 def _read(log: Path) -> dict[str, dict[str, Any]]:

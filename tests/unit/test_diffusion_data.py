@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from decentral.diffusion import clusters, flow, grid, images, metrics, space
+from decentral.diffusion import clusters, flow, grid, images, metrics, recipe, space
 from decentral.diffusion.classifier import Classifier
 from decentral.diffusion.dit import DiT, Transformer
 from decentral.diffusion.networks import MLP, ResidualMLP
@@ -72,6 +72,14 @@ def test_without_any_images_it_says_what_to_do(
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ConfigError, match="make data"):
         images.installed()
+
+
+def test_the_recipe_takes_what_is_installed(nothing_installed: Path) -> None:
+    put_fashion(nothing_installed, n=100)
+    program = recipe.program(0)
+    assert program.images.name == "fashion-mnist"
+    assert program.cells == ("clusters", "router", *(f"expert/{k}" for k in range(4)))
+    assert program.fingerprint == recipe.program(0).fingerprint != recipe.program(1).fingerprint
 
 
 def test_shapes_are_the_same_everywhere_and_all_classes_are_there() -> None:
