@@ -165,6 +165,8 @@ def test_the_fingerprint_covers_config_data_features_and_seed() -> None:
         {"class_dropout": 1.0},
         {"network": DiT(), "latent": 8},
         {"fine": 301},
+        {"experts": 16, "fine": 8},
+        {"latent": 145},
     ],
     ids=str,
 )
