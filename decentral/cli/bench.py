@@ -38,6 +38,7 @@ BENCHES = {
     "state": "a state to a joiner from one member and from all; a kill, a liar, rounds meanwhile",
     "strategies": "what each algorithm makes of the same samples, between processes",
     "overlap": "how much of its communication a strategy hides behind training (root)",
+    "diffusion": "isolated experts and a router against one model, at equal training FLOPs",
     "memory": "memory that an all-reduce takes beyond its source",
 }
 """Each is a module of decentral.bench with ``add_arguments(parser)`` and ``measure(args)``; with

@@ -54,6 +54,9 @@ class Config:
     """Decay of the average that is sampled from, per inner step."""
     class_dropout: float = 0.1
     """Share of samples that train the null class: what guidance needs."""
+    student_rounds: int = 0
+    """Of a dense model that is distilled from the finished experts; 0: none."""
+    student_batch: int = 64
     outer_lr: float = 0.7
     """η of an expert's outer step, if it has several peers."""
     outer_momentum: float = 0.6
@@ -62,7 +65,7 @@ class Config:
     def __post_init__(self) -> None:
         if not 1 <= self.experts <= MAX_EXPERTS:
             raise ConfigError(f"experts is from 1 to {MAX_EXPERTS}, not {self.experts!r}")
-        for name in ("peers", "fine", "rounds", "steps", "router_batch"):
+        for name in ("peers", "fine", "rounds", "steps", "router_batch", "student_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is at least 1, not {getattr(self, name)!r}")
         if self.clusters not in CLUSTERS:
@@ -76,6 +79,8 @@ class Config:
                 f"a batch of {self.batch} does not divide among {self.experts} experts "
                 f"of {self.peers} peers"
             )
+        if self.student_rounds < 0:
+            raise ConfigError(f"student_rounds is 0 or more, not {self.student_rounds!r}")
         if not 0 <= self.class_dropout < 1:
             raise ConfigError(f"class_dropout is in [0, 1), not {self.class_dropout!r}")
 
@@ -83,10 +88,6 @@ class Config:
     def part_batch(self) -> int:
         """Samples of one peer's inner step."""
         return self.batch // (self.experts * self.peers)
-
-    @property
-    def total_steps(self) -> int:
-        return self.rounds * self.steps
 
     def facts(self) -> dict[str, object]:
         """For a fingerprint."""

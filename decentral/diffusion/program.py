@@ -7,6 +7,8 @@
     with several peers per expert:      expert/0 ── r ─┬─▶ part/0.0 ── r + 1 ─┬─▶ expert/0 ── r + 1
                                                        └─▶ part/0.1 ── r + 1 ─┘
 
+    and then, if wanted:      all experts ── R ─▶ student ── round 1 ─▶ …      one dense model
+
 An expert's only inputs are the clusters and its own parts: isolation is the graph's shape, not a
 promise. Parts are leased; their expert is then a short outer step (DiLoCo inside the expert).
 """
@@ -26,7 +28,7 @@ from decentral.diffusion import clusters, outer, space
 from decentral.diffusion.config import Config
 from decentral.diffusion.flat import initial
 from decentral.diffusion.images import Images
-from decentral.diffusion.rounds import Task, expert_round, router_round
+from decentral.diffusion.rounds import Task, expert_round, router_round, student_round
 from decentral.diffusion.seeds import numpy_random, seed_of
 from decentral.diffusion.space import principal_features
 from decentral.diffusion.training import one_thread
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 VERSION = 1
 """Raise it with any change that makes old and new peers compute differently."""
 
-CLUSTERS, ROUTER = "clusters", "router"
+CLUSTERS, ROUTER, STUDENT = "clusters", "router", "student"
 
 
 class DiffusionProgram(Program):
@@ -74,7 +76,8 @@ class DiffusionProgram(Program):
     def cells(self) -> tuple[str, ...]:
         router = (ROUTER,) if self.config.experts > 1 else ()
         parts = tuple(part for expert in self.experts for part in self._parts(expert))
-        return (CLUSTERS, *router, *self.experts, *parts)
+        student = (STUDENT,) if self.config.student_rounds else ()
+        return (CLUSTERS, *router, *self.experts, *parts, *student)
 
     @property
     def fingerprint(self) -> bytes:
@@ -89,14 +92,19 @@ class DiffusionProgram(Program):
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 
     def leased(self, cell: str) -> bool:
-        return cell != CLUSTERS and not (self._is_outer(cell))
+        return cell != CLUSTERS and not self._is_outer(cell)
 
     def rounds(self, cell: str) -> int:
+        if cell == STUDENT:
+            return self.config.student_rounds
         return 1 if cell == CLUSTERS else self.config.rounds
 
     def inputs(self, cell: str, round: int) -> tuple[Input, ...]:
         if cell == CLUSTERS:
             return ()
+        if cell == STUDENT:
+            last = self.config.rounds
+            return (Input(CLUSTERS, 1), *(Input(one, last, "ema") for one in self.experts))
         if kind_of(cell) == "part":
             expert = f"expert/{cluster_of(cell)}"
             return (Input(CLUSTERS, 1), Input(expert, round - 1, "param"))
@@ -175,6 +183,9 @@ class DiffusionProgram(Program):
                 return Computed(tensors=self._cluster(beat))
             if cell == ROUTER:
                 return router_round(self._task(inputs[0]), round, before, beat)
+            if cell == STUDENT:
+                teachers = [one["ema"] for one in inputs[1:]]
+                return student_round(self._task(inputs[0]), round, before, teachers, beat)
             if self._is_outer(cell):
                 params = [one["param"] for one in inputs]
                 return Computed(tensors=outer.step(before, params, self.config, round))

@@ -1,9 +1,10 @@
-"""One round of an expert, of a part of one, or of the router: N inner steps from state to state."""
+"""One round of an expert, a part of one, the router or the student: N inner steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +16,9 @@ from decentral.diffusion.images import Images
 from decentral.diffusion.seeds import seed_of, torch_random
 from decentral.diffusion.space import Pixels, Principal
 from decentral.diffusion.training import Stretch, train, without_some_classes
+
+if TYPE_CHECKING:
+    from decentral.types import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +89,8 @@ def expert_round(
         part=int(part or 0),
         parts=config.peers,
     )
-    return _trained(task, flat, state, stretch, loss, config.lr, len(members), random, beat)
+    total = config.rounds * config.steps
+    return _trained(task, flat, state, stretch, total, loss, config.lr, len(members), random, beat)
 
 
 def router_round(task: Task, round: int, state: Arrays, beat: Callable[[], None]) -> Computed:
@@ -105,7 +110,44 @@ def router_round(task: Task, round: int, state: Arrays, beat: Callable[[], None]
         batch=config.router_batch,
         order=seed_of(task.seed, "order", "router"),
     )
-    return _trained(task, flat, state, stretch, loss, config.router_lr, len(task.x), random, beat)
+    total, peak = config.rounds * config.steps, config.router_lr
+    return _trained(task, flat, state, stretch, total, loss, peak, len(task.x), random, beat)
+
+
+def student_round(
+    task: Task, round: int, state: Arrays, teachers: Sequence[Array], beat: Callable[[], None]
+) -> Computed:
+    """One dense model learns the ensemble's flow: an image's noisy version asks the expert of the
+    image's own cluster (paper, section 3.4). Its mean given x_t is Σ_k p(k | x_t) u_k, so that no
+    router is needed, and a sample costs one expert's pass."""
+    config = task.config
+    flat = Flat(lambda: config.build_expert(task.images), task.device)
+    experts = [Flat(lambda: config.build_expert(task.images), task.device) for _ in teachers]
+    for expert, param in zip(experts, teachers, strict=True):
+        expert.load(param)
+    random = torch_random(task.seed, "student", round)
+
+    def loss(indices: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        classes = task.classes(indices, random)
+        x = flow.noisy(task.x[indices], t, noise).to(task.device)
+        t = t.to(task.device)
+        own = task.clusters[indices]
+        wanted = torch.empty_like(x)
+        with torch.no_grad():
+            for k, expert in enumerate(experts):
+                rows = torch.nonzero(own == k)[:, 0].to(task.device)
+                some = None if classes is None else classes[rows]
+                wanted[rows] = expert.network(x[rows], t[rows], some)
+        return (flat.network(x, t, classes) - wanted).square().mean()
+
+    stretch = Stretch(
+        first=(round - 1) * config.steps,
+        steps=config.steps,
+        batch=config.student_batch,
+        order=seed_of(task.seed, "order", "student"),
+    )
+    total = config.student_rounds * config.steps
+    return _trained(task, flat, state, stretch, total, loss, config.lr, len(task.x), random, beat)
 
 
 def _trained(
@@ -113,6 +155,7 @@ def _trained(
     flat: Flat,
     state: Arrays,
     stretch: Stretch,
+    total: int,
     loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     peak: float,
     samples: int,
@@ -127,7 +170,7 @@ def _trained(
         descent,
         stretch,
         loss,
-        lambda step: learning_rate(step, config.total_steps, peak=peak, warmup=config.warmup),
+        lambda step: learning_rate(step, total, peak=peak, warmup=config.warmup),
         samples=samples,
         dim=task.x.shape[1],
         random=random,
