@@ -20,6 +20,7 @@ rounds of their own each has a tag, orders carry it, and rounds of several tags 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from decentral.peer.holding import Holding
@@ -28,7 +29,9 @@ from decentral.peer.views_log import LogState
 from decentral.types import CommittedState, PeerId, Range, View
 
 if TYPE_CHECKING:
-    from decentral.types import Array
+    from numpy.typing import NDArray
+
+    from decentral.types import Array, TensorSpec
 
 __all__ = [
     "Group",
@@ -67,6 +70,7 @@ class MeshPort(Protocol):
         lease_samples: int,
         on_order: Callable[[Order], None],
         tags: tuple[str, ...] = ("",),
+        schemas: Mapping[str, Sequence[TensorSpec]] = ...,
         min_contributors: int = 0,
         grace_s: float = 0.0,
         copies: int = 0,
@@ -74,6 +78,7 @@ class MeshPort(Protocol):
         """Become a member. `tags` are the run's, the same in the same order on all peers;
         `holdings` are this peer's: what it takes part in, and a founder's initial states of the
         rest. An `initial` (a founder's) or `resumed` (from disk) state counts as held.
+        `schemas`: of tags that this peer may `read` without taking part.
 
         Orders then arrive on the mesh's thread: Joined first, and a StateArrived for each tag of
         which this peer does not hold the committed state yet. Raises a ConnectError or
@@ -124,6 +129,19 @@ class MeshPort(Protocol):
 
     def refuse_update(self, round: int, *, tag: str = "") -> None:
         """The UpdateArrived of that round does not lead to the committed root."""
+
+    def read(
+        self, tag: str, round: int, root: bytes, prefix: str = "", *, timeout_s: float = ...
+    ) -> Future[dict[str, NDArray[Any]]]:
+        """The tensors of a committed state whose names begin with `prefix`, from whoever holds it,
+        verified against `root`. Nobody may write to them. StateError: not to be had in time."""
+
+    def serve(self, method: str, handler: Callable[[PeerId, bytes], bytes]) -> None:
+        """Have `handler(caller, body)` answer calls, on threads of its own. Also before `start`."""
+
+    def call(self, peer: PeerId, method: str, body: bytes, timeout_s: float) -> Future[bytes]:
+        """What another peer's handler makes of it; up to 16 MiB both ways. CallError: the peer,
+        and in `phase` what became of it."""
 
     def checkpointed(self, round: int, kept: tuple[int, ...] = (), *, tag: str = "") -> None:
         """The state of `round` is on this peer's disk, fsynced; `kept`: all that are there."""

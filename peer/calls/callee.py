@@ -2,7 +2,7 @@
 
     queued ─▶ receiving ─▶ running ─▶ offered ─▶ sending
        │          │           │          └ a large answer, until its caller has made room for it
-       │          │           └ a handler, on a thread of its own: the only one that cannot be stopped
+       │          │           └ a handler: nothing can stop it
        │          └ a large body, for which memory is taken only now
        └ all places of this caller are taken
 
@@ -206,9 +206,8 @@ class Callee:
             guest.open[call.number] = asked
             return [self._begin(guest, asked, now)]
         if len(guest.queue) >= self._limits.queued:
-            says = (
-                f"{guest.places} of its caller's calls are being answered, {len(guest.queue)} wait"
-            )
+            doing, waiting = guest.places, len(guest.queue)
+            says = f"{doing} calls of its caller are being answered, and {waiting} wait for that"
             return [self._failed(peer, call.number, "busy", says)]
         guest.open[call.number] = asked
         guest.queue.append(asked)

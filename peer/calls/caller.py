@@ -101,6 +101,12 @@ class Caller:
         call = self._open.get(number)
         return [] if call is None or call.at is _At.OVER else self._give_up(call)
 
+    def close(self) -> list[CallAction]:
+        """This peer goes."""
+        calls, self._open = list(self._open.values()), {}
+        says = "this peer has left the run"
+        return [self._ended(one, "link", says) for one in calls if one.at is not _At.OVER]
+
     # ---------------------------------------------------------------------- links
 
     def link_up(self, peer: PeerId) -> list[CallAction]:

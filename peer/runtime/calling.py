@@ -81,8 +81,9 @@ class Calling:
             _check_name(method)
             if peer == node.me:
                 raise ConfigError("that is this very peer: what it serves is at hand", phase="call")
-            if len(body) > MAX_BODY_BYTES:
-                says = f"a call's body has up to {MAX_BODY_BYTES} bytes, not {len(body)}"
+            if not isinstance(body, bytes) or len(body) > MAX_BODY_BYTES:
+                size = len(body) if isinstance(body, bytes) else type(body).__name__
+                says = f"a call's body is bytes, up to {MAX_BODY_BYTES} of them, not {size}"
                 raise ConfigError(says, phase="call")
             if node.closed:
                 raise CallError("this peer has left the run", peer=peer, phase="link")
@@ -151,9 +152,7 @@ class Calling:
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        for future in self._futures.values():
-            _settle(future, CallError("this peer has left the run", phase="link"))
-        self._futures.clear()
+        self._do(self._caller.close())
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------------------------- actions
@@ -201,12 +200,8 @@ class Calling:
         if self._node.closed:
             return
         error = job.exception()
-        outcome: bytes | tuple[str, str]
-        if error is None:
-            outcome = job.result()
-        else:
-            outcome = "handler", str(error) or type(error).__name__
-        self._do(self._callee.finished(run.ticket, outcome, self._now()))
+        failed = None if error is None else ("handler", str(error) or type(error).__name__)
+        self._do(self._callee.finished(run.ticket, failed or job.result(), self._now()))
 
     # ---------------------------------------------------------------------------------- time
 
@@ -237,9 +232,8 @@ def _handle(handler: Handler, run: Run) -> bytes:
     """On a thread of the pool."""
     answer = handler(run.peer, run.body)
     if not isinstance(answer, bytes | bytearray | memoryview):
-        raise TypeError(
-            f"the handler of {run.method!r} returned no bytes but {type(answer).__name__}"
-        )
+        kind = type(answer).__name__
+        raise TypeError(f"the handler of {run.method!r} returned no bytes but {kind}")
     return bytes(answer)
 
 

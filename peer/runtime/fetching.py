@@ -114,6 +114,12 @@ class Fetching:
         """Nobody waits for it any more; it fails."""
         self.do(fetch, fetch.fetcher.abandon())
 
+    def close(self) -> None:
+        """Nothing is asked of anybody from now on."""
+        self._fetches.clear()
+        self._incoming.clear()
+        self._unsaid.clear()
+
     # ----------------------------------------------------------------------------- what came
 
     def answer(

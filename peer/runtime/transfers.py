@@ -344,6 +344,7 @@ class Transfers:
         if self._timer is not None:
             self._timer.cancel()
         self._reads.close()
+        self._fetching.close()
 
     # ------------------------------------------------------------------------------- actions
 

@@ -2,65 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
 import pytest
-from mesh_member import PART_BYTES, TAGS, config, holdings, initial
+from mesh_member import PART_BYTES, initial
 from mesh_members import Crew, linked, until
 
 from decentral.errors import ConfigError, StateError
-from decentral.mesh_port import MeshFailed, Order, StateArrived
-from decentral.peer.manifest import specs_of
-from decentral.peer.protocol import Joined
-from decentral.peer.runtime import Mesh, MeshConfig
 
 A = initial("a")
-SCHEMAS = {tag: specs_of(initial(tag)) for tag in TAGS}
-
-
-@pytest.fixture
-def crew() -> Iterator[Crew]:
-    made = Crew()
-    yield made
-    made.close()
-
-
-def member(crew: Crew, takes: str) -> Mesh:
-    """A member in this process, once it has joined."""
-    mesh = crew.add(Mesh(config("reader", crew.members[0].word)))
-    joined: Future[None] = Future()
-
-    def on_order(order: Order) -> None:
-        match order:
-            case StateArrived(state, tag):
-                mesh.hold(state, tag=tag)
-            case Joined() if not joined.done():
-                joined.set_result(None)
-            case MeshFailed(error):
-                joined.set_exception(error)
-
-    mesh.start(
-        holdings=holdings(takes, founder=False),
-        fingerprint=bytes(32),
-        lease_samples=1,
-        on_order=on_order,
-        tags=TAGS,
-        schemas=SCHEMAS,
-    )
-    joined.result(30)
-    return mesh
-
-
-def spectator(crew: Crew) -> Mesh:
-    word = crew.members[0].word
-    settings = config("watcher", word)
-    mesh = crew.add(Mesh(MeshConfig(**{**vars(settings), "role": "observe"})))
-    mesh.watch(lambda order: None, tags=TAGS, schemas=SCHEMAS)
-    linked(mesh, *crew.members)
-    return mesh
 
 
 def check(got: dict[str, Any], prefix: str) -> None:
@@ -68,11 +20,11 @@ def check(got: dict[str, Any], prefix: str) -> None:
     assert all(np.array_equal(array, A.tensors[name]) for name, array in got.items())
 
 
-@pytest.mark.parametrize("who", [member, spectator], ids=["member", "spectator"])
-def test_a_part_is_read_while_a_holder_dies(crew: Crew, who: Any) -> None:
+@pytest.mark.parametrize("who", ["member", "spectator"])
+def test_a_part_is_read_while_a_holder_dies(crew: Crew, who: str) -> None:
     first, second = (crew.start("a", upload_mbit=20) for _ in range(2))
     second.wait_for("holds", tag="a")
-    reader = who(crew, "b") if who is member else who(crew)
+    reader = crew.member("b") if who == "member" else crew.spectator()
     linked(reader, first, second)
     before = reader.traffic()[1]
     read = reader.read("a", 0, A.root, "delta/")
@@ -84,7 +36,7 @@ def test_a_part_is_read_while_a_holder_dies(crew: Crew, who: Any) -> None:
 
 def test_what_is_not_to_be_had_says_why(crew: Crew) -> None:
     first = crew.start("ab")
-    reader = member(crew, "b")
+    reader = crew.member("b")
     linked(reader, first)
     check(reader.read("a", 0, A.root).result(20), "")
     with pytest.raises(StateError, match="not to be had in time"):

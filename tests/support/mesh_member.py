@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 
 import numpy as np
 
 from decentral.mesh_port import Holding, MeshFailed, Order, StateArrived
+from decentral.peer.credential import Role
 from decentral.peer.manifest import specs_of
 from decentral.peer.protocol import Joined
 from decentral.peer.runtime import Mesh, MeshConfig
 from decentral.state import hash_state
-from decentral.types import CommittedState
+from decentral.types import CommittedState, PeerId
 
 TAGS = ("a", "b")
 PART_BYTES = 2 << 20
@@ -50,11 +52,37 @@ def holdings(takes: str, founder: bool) -> dict[str, Holding]:
     }
 
 
-def config(name: str, word: str = "", max_upload_mbit: float = 0.0) -> MeshConfig:
+def config(
+    name: str, word: str = "", *, max_upload_mbit: float = 0.0, role: Role | None = None
+) -> MeshConfig:
     return MeshConfig(
         name=name, listen="127.0.0.1:0", join=(word,) if word else (), lan_discovery=False,
-        port_mapping=False, max_upload_mbit=max_upload_mbit,
+        port_mapping=False, max_upload_mbit=max_upload_mbit, role=role,
     )  # fmt: skip
+
+
+def serve(mesh: Mesh) -> None:
+    """The methods that tests call."""
+
+    def echo(caller: PeerId, body: bytes) -> bytes:
+        return body
+
+    def who(caller: PeerId, body: bytes) -> bytes:
+        return f"{caller} {threading.current_thread().name}".encode()
+
+    def nap(caller: PeerId, body: bytes) -> bytes:
+        say(event="napping")
+        time.sleep(float(body))
+        return body
+
+    def fails(caller: PeerId, body: bytes) -> bytes:
+        raise ValueError(f"cannot do\nwith {len(body)} bytes")
+
+    def grow(caller: PeerId, body: bytes) -> bytes:
+        return bytes(int(body))
+
+    for handler in (echo, who, nap, fails, grow):
+        mesh.serve(handler.__name__, handler)
 
 
 def say(**fields: object) -> None:
@@ -64,6 +92,7 @@ def say(**fields: object) -> None:
 def main() -> None:
     name, takes, upload, *words = sys.argv[1:]
     mesh = Mesh(config(name, *words, max_upload_mbit=float(upload)))
+    serve(mesh)
     ended = threading.Event()
 
     def on_order(order: Order) -> None:

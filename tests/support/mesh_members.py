@@ -8,11 +8,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from mesh_member import TAGS, config, holdings, initial
+
+from decentral.mesh_port import MeshFailed, Order, StateArrived
+from decentral.peer.manifest import specs_of
+from decentral.peer.protocol import Joined
 from decentral.peer.runtime import Mesh
 
+SCHEMAS = {tag: specs_of(initial(tag)) for tag in TAGS}
 SCRIPT = Path(__file__).resolve().parent / "mesh_member.py"
 
 
@@ -81,8 +88,40 @@ class Crew:
         self.members.append(Member(name, takes, upload_mbit=upload_mbit, word=word))
         return self.members[-1]
 
-    def add(self, mesh: Mesh) -> Mesh:
+    def member(self, takes: str, *, joins: bool = True) -> Mesh:
+        """A member in this process, once it has joined; else a mesh that has not begun."""
+        mesh = Mesh(config("here", self.members[0].word))
         self.meshes.append(mesh)
+        if not joins:
+            return mesh
+        joined: Future[None] = Future()
+
+        def on_order(order: Order) -> None:
+            match order:
+                case StateArrived(state, tag):
+                    mesh.hold(state, tag=tag)
+                case Joined() if not joined.done():
+                    joined.set_result(None)
+                case MeshFailed(error) if not joined.done():
+                    joined.set_exception(error)
+
+        mesh.start(
+            holdings=holdings(takes, founder=False),
+            fingerprint=bytes(32),
+            lease_samples=1,
+            on_order=on_order,
+            tags=TAGS,
+            schemas=SCHEMAS,
+        )
+        joined.result(30)
+        return mesh
+
+    def spectator(self) -> Mesh:
+        """One that only observes, linked to all."""
+        mesh = Mesh(config("watcher", self.members[0].word, role="observe"))
+        self.meshes.append(mesh)
+        mesh.watch(lambda order: None, tags=TAGS, schemas=SCHEMAS)
+        linked(mesh, *self.members)
         return mesh
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from decentral import _native
 from decentral.churn.hostile import wire
+from decentral.churn.hostile.callers import attack_calls
 from decentral.churn.hostile.cores import attack_cores, scene
 from decentral.churn.hostile.forgery import KINDS, Forger
 from decentral.churn.hostile.guests import attack_admission, attack_transfer
@@ -26,6 +27,7 @@ from decentral.churn.hostile.small_mesh import SmallMesh
 from decentral.churn.hostile.wire import Frame, Papers, Wire
 from decentral.errors import ProtocolError
 from decentral.peer import messages as m
+from decentral.peer.calls.callee import Callee
 from decentral.peer.entries import encode_entry, unpack_any
 from decentral.peer.fields import MAX_INT, MAX_MEMBERS, MAX_U32
 from decentral.peer.member import ALIVE, DEAD, SUSPECT
@@ -229,6 +231,22 @@ def test_admission_and_transfers_take_no_nonsense() -> None:
     assert not admission.raised and admission.refused > 100
     transfer = attack_transfer(2000, 5)
     assert not transfer.raised and transfer.refused > 500
+
+
+def test_calls_take_no_nonsense() -> None:
+    calls = attack_calls(5000, 5)
+    assert not calls.raised and 2000 < calls.refused < 4500 and len(calls.sent) == 6
+
+
+def test_the_attacks_notice_a_callee_that_trusts(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = Callee._call
+
+    def trusts(callee: Callee, peer: PeerId, guest: Any, call: Any, now: float) -> Any:
+        guest.places = 0
+        return genuine(callee, peer, guest, call, now)
+
+    monkeypatch.setattr(Callee, "_call", trusts)
+    assert any("bytes of memory" in one for one in attack_calls(10_000, 5).raised)
 
 
 def test_the_attacks_notice_what_raises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from decentral.churn.hostile.replays import FORGED
 from decentral.churn.hostile.wire import Frame, Papers, Wire, message_frames, of_core
 from decentral.errors import DecentralError, ProtocolError
 from decentral.peer import messages
+from decentral.peer.calls.messages import Answer, Call, inline, is_call
+from decentral.peer.calls.messages import unpack_message as unpack_call
 from decentral.peer.transfer import UpdateWanted, is_transfer
 
 HEAR_S = 3.0
@@ -47,6 +49,7 @@ class Guest:
         return {
             "malformed messages": self.malformed,
             "malformed transfer messages": self.transfer,
+            "malformed calls": self.call,
             "stale and foreign messages": self.stale,
             "collective frames": self.collective,
             "bulk frames": self.bulk,
@@ -111,6 +114,16 @@ class Guest:
             if not is_transfer(wrong):
                 wrong = asked.pack()[:-1]
             self._say(link, message_frames(wrong, 2))
+            return Told(1, link.ended())
+
+    def call(self) -> Told:
+        link, _, _ = self._enter()
+        with link:
+            call = Call(1, "echo", *inline(self.rng.randbytes(9)))
+            wrong = self._wrong(call.pack, unpack_call)
+            if not is_call(wrong):  # or one that is right, and speaks of what there is not
+                wrong = Answer(1, 0, b"").pack()
+            self._say(link, message_frames(wrong, self.rng.randrange(3)))
             return Told(1, link.ended())
 
     def _wrong(self, make: Callable[[], bytes], read: Callable[[bytes], object]) -> bytes:

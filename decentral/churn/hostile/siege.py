@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from decentral.bench.fleet import Fleet, until
+from decentral.churn.hostile.callers import attack_calls
 from decentral.churn.hostile.cores import attack_cores
 from decentral.churn.hostile.guests import attack_admission, attack_transfer
 from decentral.churn.hostile.insiders import Guest, attempt
@@ -51,6 +52,7 @@ def run(
     peers: int = 3,
     messages: int = 60_000,
     transfers: int = 38_000,
+    calls: int = 10_000,
     admissions: int = 2_000,
     replays: int = 10_000,
 ) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def run(
     report: dict[str, Any] = {"hostile": True, "seed": seed, "peers": peers}
     notes: list[str] = []
     report["behind_decryption"] = _behind_decryption(
-        seed, messages, transfers, admissions, replays, notes
+        seed, messages, transfers, calls, admissions, replays, notes
     )
     report["on_sockets"] = Siege(folder, peers, seed, notes).run(seconds)
     report["held"] = not notes
@@ -67,16 +69,24 @@ def run(
 
 
 def _behind_decryption(
-    seed: int, messages: int, transfers: int, admissions: int, replays: int, notes: list[str]
+    seed: int,
+    messages: int,
+    transfers: int,
+    calls: int,
+    admissions: int,
+    replays: int,
+    notes: list[str],
 ) -> dict[str, Any]:
     """What needs no sockets: each layer's own entry, with bytes as they come out of TLS."""
     cores = attack_cores(messages, seed)
     again = attack_with_replays(replays, seed)
     admission, transfer = attack_admission(admissions, seed), attack_transfer(transfers, seed)
+    called = attack_calls(calls, seed)
     notes += [f"PeerCore.handle: {one}" for one in cores.raised]
     notes += [f"replays to PeerCore.handle: {one}" for one in again.accepted]
     notes += [f"Admission.receive: {one}" for one in admission.raised]
     notes += [f"state transfer: {one}" for one in transfer.raised]
+    notes += [f"calls: {one}" for one in called.raised]
     return {
         "PeerCore.handle, mutated": {
             "sent": sum(cores.sent.values()),
@@ -100,6 +110,11 @@ def _behind_decryption(
             "sent": sum(transfer.sent.values()),
             "refused": transfer.refused,
             "raised": len(transfer.raised),
+        },
+        "Caller.received, Callee.received": {
+            "sent": sum(called.sent.values()),
+            "refused": called.refused,
+            "raised": len(called.raised),
         },
     }
 

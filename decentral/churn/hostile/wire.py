@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from decentral.errors import ConnectError
 from decentral.peer.admission import Admission, Admitted, Hello, RunContext
+from decentral.peer.calls.messages import is_call
 from decentral.peer.identity import Identity
 from decentral.peer.joinword import JoinWord, split_address
 from decentral.peer.reach.talk import is_reach
@@ -85,6 +86,7 @@ def of_core(payload: bytes) -> bool:
     same links."""
     return not (
         is_transfer(payload)
+        or is_call(payload)
         or is_reach(payload)
         or is_revocation(payload)
         or payload in (MOVE, MOVED)
