@@ -118,6 +118,9 @@ class MeshPort(Protocol):
         """See to it that there are links to these members. Waits for them, for a while; which of
         them there is none to becomes clear when they are used."""
 
+    def linked(self, peer: PeerId) -> bool:
+        """Whether there is a link to this peer now."""
+
     def hold(self, state: CommittedState, *, tag: str = "") -> None:
         """This peer has applied this committed state; others may fetch it from here."""
 

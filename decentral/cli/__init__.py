@@ -20,6 +20,8 @@ from decentral.version import PROTOCOL_VERSIONS, __version__
 COMMANDS = {
     "peer": "start a peer: make a run, take part in one, or go on with one",
     "demo": "train with four peers on this machine while one is killed and one joins late",
+    "generate": "have a run's paths go on with a text, wherever they are (DiPaCo)",
+    "sample": "have a run's experts make images, wherever they are (diffusion)",
     "invite": "print the word with which others join the run of a peer on this machine",
     "revoke": "take a peer's membership back, and that of all whom it invited",
     "status": "what a peer on this machine is doing",

@@ -185,17 +185,20 @@ def _train(mesh: Mesh, args: argparse.Namespace) -> None:
 def _work(mesh: Mesh, recipe: ProgramRecipe, args: argparse.Namespace) -> None:
     """A program of cells, which has a length and strategies of its own."""
     from decentral.dataflow.worker import Worker
+    from decentral.serving.offer import offer
 
     for option in ("rounds", "strategy", "lr"):
         if getattr(args, option) is not None:
             raise ConfigError(f"recipe {recipe.name} is a program: --{option} does not apply")
+    program = recipe.build(args.seed)
     worker = Worker(
         mesh,
-        recipe.build(args.seed),
+        program,
         founder=not args.join,
         home=mesh.home.path,
         members=args.members,
     )
+    offer(mesh, worker, program)
     worker.run(serve=args.serve)
 
 

@@ -315,7 +315,7 @@ class Mesh:
 
     def connect(self, peers: Sequence[PeerId]) -> None:
         """See to it that there are links to these members; waits for at most `CONNECT_S`."""
-        missing = [peer for peer in peers if peer != self.me and self._unlinked(peer)]
+        missing = [peer for peer in peers if peer != self.me and not self.linked(peer)]
         deadline = time.monotonic() + CONNECT_S
         asked_at = float("-inf")
         while missing and time.monotonic() < deadline:
@@ -323,10 +323,10 @@ class Mesh:
                 asked_at = time.monotonic()
                 self._loop.call(self._node.want_links, tuple(missing))
             time.sleep(CONNECT_LOOK_S)
-            missing = [peer for peer in missing if self._unlinked(peer)]
+            missing = [peer for peer in missing if not self.linked(peer)]
 
-    def _unlinked(self, peer: PeerId) -> bool:
-        return self._node.links.get(peer) is None
+    def linked(self, peer: PeerId) -> bool:
+        return self._node.links.get(peer) is not None
 
     def read(
         self, tag: str, round: int, root: bytes, prefix: str = "", *, timeout_s: float = READ_S

@@ -144,7 +144,7 @@ def test_who_does_not_play_fair_loses_its_link(
     """The callee is a mesh of this process whose words are replaced; the honest one refuses it."""
     crew.start("ab")
     honest, liar = crew.member("b"), crew.member("b")
-    until(lambda: not honest._unlinked(liar.me), 20, "no link")
+    until(lambda: honest.linked(liar.me), 20, "no link")
     serve(liar)
     said = liar._node.links.send
     lies: dict[str, list[bytes]] = {

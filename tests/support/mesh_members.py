@@ -133,7 +133,7 @@ class Crew:
 
 def linked(mesh: Mesh, *members: Member, timeout_s: float = 20.0) -> None:
     """Wait for links to all of these."""
-    until(lambda: not any(mesh._unlinked(one.me) for one in members), timeout_s, "no links")
+    until(lambda: not any(not mesh.linked(one.me) for one in members), timeout_s, "no links")
 
 
 def until(condition: Callable[[], Any], timeout_s: float, says: str) -> None:

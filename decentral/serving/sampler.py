@@ -1,0 +1,180 @@
+"""Images through a run's experts, wherever they are; the router is always here.
+
+    noise ─▶ one step: every expert that is asked, all at once ─▶ next step ─▶ … ─▶ images
+                 remote   x_t and t go to a peer that keeps the expert, velocities come back
+                 local    its weights come here once, and it is run here
+                 auto     whichever takes less by what is measured first
+
+An expert that a peer has failed to answer for is asked of its other keepers. Where there is none,
+its share of the mixture is masked, and the rest renormalized (`diffusion/sampling.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decentral.dataflow.program import Arrays
+from decentral.diffusion.ensemble import Ensemble, noise
+from decentral.diffusion.program import CLUSTERS, ROUTER, DiffusionProgram
+from decentral.diffusion.sampling import ExpertLostError, Experts, How, sample
+from decentral.errors import CallError, ConfigError, ProtocolError, StateError
+from decentral.peer.views_log import LogState
+from decentral.serving.experts import SERVED, Networks
+from decentral.serving.keepers import Asked
+from decentral.serving.messages import DENOISE, VelocityRequest, floats, rows_at_once
+from decentral.serving.parts import Part, Parts, Version
+
+if TYPE_CHECKING:
+    from decentral.serving.messages import Classes
+    from decentral.types import Array
+
+WAYS = ("auto", "local", "remote")
+CALL_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What has come of it."""
+
+    images: NDArray[np.uint8]
+    """[n, height, width]"""
+    way: str
+    """"local" or "remote"."""
+    lost: tuple[int, ...]
+    """Experts that nobody answered for."""
+    seconds: float
+
+
+class Sampler:
+    """Somebody's who follows a run."""
+
+    def __init__(
+        self,
+        program: DiffusionProgram,
+        parts: Parts,
+        keepers: Asked,
+        log: Callable[[], LogState],
+        *,
+        way: str = "auto",
+        warn: Callable[[str], None] = lambda says: None,
+    ) -> None:
+        """StateError where the run has not come so far that there is something to sample."""
+        if way not in WAYS:
+            raise ConfigError(f"experts are {', '.join(WAYS)}, not {way!r}")
+        self.program, self.networks = program, Networks(program, parts)
+        self._parts, self._keepers, self._log, self._warn = parts, keepers, log, warn
+        self._way = way
+        self._lost: set[int] = set()
+        pinned = log()
+        self._versions = [self._trained(pinned, cell) for cell in program.experts]
+        self._ensemble = Ensemble(program, self._near(pinned))
+
+    def _trained(self, log: LogState, cell: str) -> Version:
+        version = Version.newest(log, cell)
+        if not version.round:
+            raise StateError(f"{cell} has not been trained yet", phase="serve")
+        return version
+
+    def _near(self, log: LogState) -> dict[str, Arrays]:
+        """What is always local: clusters (for priors, and for pictures) and the router."""
+        cells = [(CLUSTERS, "assignment")]
+        if self.program.config.latent:
+            cells.append((CLUSTERS, "space/"))
+        if ROUTER in self.program.cells:
+            cells.append((ROUTER, SERVED))
+        parts = [Part(self._trained(log, cell), prefix) for cell, prefix in cells]
+        states: dict[str, dict[str, NDArray[np.generic]]] = {}
+        for part, tensors in zip(parts, self._parts.gather(parts), strict=True):
+            states.setdefault(part.version.cell, {}).update(tensors)
+        return {**states}
+
+    # ------------------------------------------------------------------ samples
+
+    def sample(self, n: int, classes: Classes | None, how: How, *, seed: int = 0) -> Sampled:
+        """`n` images; `classes` int64 [n], or None where the run knows none."""
+        began = time.monotonic()
+        self._lost.clear()
+        with ThreadPoolExecutor(len(self._versions), "decentral experts") as pool:
+            way = self._way if self._way != "auto" else self._cheaper(n, classes, how, pool)
+            experts = Experts(
+                velocity=self._remote if way == "remote" else self._local,
+                route=self._ensemble.route,
+                prior=self._ensemble.prior,
+            )
+            x = sample(experts, noise(n, self.networks.dim, seed), classes, how, pool=pool)
+        images = self._ensemble.space.decode(x)
+        return Sampled(images, way, tuple(sorted(self._lost)), time.monotonic() - began)
+
+    def _remote(self, k: int, x: Array, t: Array, classes: Classes | None) -> Array:
+        size, out = rows_at_once(self.networks.dim), np.empty_like(x)
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
+            some = None if classes is None else classes[rows]
+            out[rows] = self._now(k, partial(self._asked, x=x[rows], t=t[rows], classes=some))
+        return out
+
+    def _local(self, k: int, x: Array, t: Array, classes: Classes | None) -> Array:
+        return self._now(k, partial(self.networks.velocity, x=x, t=t, classes=classes))
+
+    def _asked(self, version: Version, x: Array, t: Array, classes: Classes | None) -> Array:
+        request = VelocityRequest(version=version, x=x, t=t, classes=classes)
+        answer = self._keepers.ask(version.cell, DENOISE, request.pack(), CALL_S)
+        return floats("the answer", answer, x.shape)
+
+    def _now(self, k: int, ask: Callable[[Version], Array]) -> Array:
+        """Of the expert as it was when sampling began; of its newest round once that is gone."""
+        while True:
+            version = self._versions[k]
+            try:
+                return ask(version)
+            except (CallError, ProtocolError, StateError) as error:
+                newest = Version.newest(self._log(), version.cell)
+                if newest == version:
+                    self._lost.add(k)
+                    self._warn(f"{version.cell} is lost, samples go on without it: {error.says}")
+                    raise ExpertLostError(k, error.says) from error
+                self._versions[k] = newest
+
+    # ------------------------------------------------------------------ local or remote
+
+    def _cheaper(self, n: int, classes: Classes | None, how: How, pool: Executor) -> str:
+        """By measured time: a step through peers, a pass here, and how fast weights came so far."""
+        if all(map(self.networks.here, self._versions)):
+            return "local"
+        shares = self._shares(n, classes, how)
+        began = time.monotonic()
+        try:
+            list(pool.map(lambda share: self._remote(*share), shares))
+        except ExpertLostError:
+            self._lost.clear()
+            return "remote"  # sampling finds out what is left
+        remote_s = time.monotonic() - began
+        began = time.monotonic()
+        for _, x, t, some in shares:
+            self.networks.untrained(x, t, some)
+        local_s = time.monotonic() - began
+        rate = self._parts.fetched_bytes / max(1e-6, self._parts.fetching_s)
+        missing = [one for one in self._versions if not self.networks.here(one)]
+        fetch_s = len(missing) * self.networks.weights_bytes / max(1.0, rate)
+        passes = how.steps * (2 if how.solver == "heun" else 1)
+        return "remote" if passes * remote_s <= fetch_s + passes * local_s else "local"
+
+    def _shares(
+        self, n: int, classes: Classes | None, how: How
+    ) -> Sequence[tuple[int, Array, Array, Classes | None]]:
+        """About what the experts are asked in one step."""
+        experts = len(self._versions)
+        asked = {"full": experts, "threshold": experts, "top-2": min(2, experts)}.get(how.way, 1)
+        rows = max(1, n * asked // experts) * (2 if how.guidance != 1 else 1)
+        x = np.zeros((rows, self.networks.dim), np.float32)
+        t = np.ones(rows, np.float32)
+        some = None if classes is None else np.resize(classes, rows)
+        return [(k, x, t, some) for k in range(experts)]
