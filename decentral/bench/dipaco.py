@@ -76,9 +76,7 @@ def _run_all(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from decentral.dipaco import corpus
 
     torch.set_num_threads(1)
-    scale = dipaco_rows.Scale(
-        phases=args.phases, steps=args.steps, momentum=args.outer_momentum
-    )
+    scale = dipaco_rows.Scale(phases=args.phases, steps=args.steps, momentum=args.outer_momentum)
     known = _read(args.log)
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         start = None

@@ -18,6 +18,7 @@ def recipe() -> ProgramRecipe:
 def tiny_recipe() -> ProgramRecipe:
     return ProgramRecipe(name="diffusion-tiny", build=tiny)
 
+
 FEW = 10_000
 """Images, below which fewer components and centroids are found."""
 
