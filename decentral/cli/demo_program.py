@@ -24,10 +24,44 @@ from decentral.cli.processes import PeerProcess
 from decentral.dataflow.program import Arrays, Program
 from decentral.dataflow.progress import kind_of
 from decentral.dataflow.store import Store
-from decentral.errors import DecentralError, StateError
+from decentral.errors import ConfigError, DecentralError, StateError
+from decentral.recipes import ProgramRecipe, load
 from decentral.types import short
 
 PEERS = 4
+
+
+def run(
+    what: str, recipe: str, folder: Path, console: Console, *, baselines: bool, keep: Path | None
+) -> dict[str, Any]:
+    """The whole demo; what it found, for machines."""
+    judge: Any
+    if what == "dipaco":
+        from decentral.cli import demo_dipaco as judge
+    else:
+        from decentral.cli import demo_diffusion as judge
+    loaded = load(recipe)
+    if not isinstance(loaded, ProgramRecipe):
+        raise ConfigError(f"recipe {recipe!r} is no program", phase="demo")
+    program = loaded.build(0)
+    demo = ProgramDemo(recipe, program, folder, console)
+    try:
+        demo.train()
+        report = demo.report()
+        states = dict(demo.states())
+    finally:
+        demo.close()
+    with console.status("judging …") as status:
+        found = judge.judge(
+            program, states, baselines, lambda cell: status.update(f"a baseline: {cell} …")
+        )
+    judge.show(found, keep, console)
+    console.print(
+        f"{report['killed']}, which had made the run, was killed; the others committed their next "
+        f"round {report['recovery_s']:.2f} s later. {len(demo.alive())} peers end with "
+        f"{'the same bits' if report['hashes_equal'] else '[red]DIFFERENT bits[/]'}."
+    )
+    return {**report, **{name: one for name, one in found.items() if name != "images"}}
 
 
 class ProgramDemo:
