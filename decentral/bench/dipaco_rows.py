@@ -1,11 +1,11 @@
 """What `decentral bench dipaco` trains: one program per run, several rows of the table from each.
 
-    base ─┬─▶ dense       one path, plain AdamW: as many steps of the same batch
-          ├─▶ diloco      one path with four replicas on random shards: as many tokens as 2×2
-          ├─▶ 2x2         k-means shards to the end
-          ├─▶ 2x2-em      shards by what the paths know best, from half-way
-          ├─▶ flat        four paths that share nothing, on the shards of 2x2
-          └─▶ 4x4         sixteen paths, four times the documents
+base ─┬─▶ dense       one path, plain AdamW: as many steps of the same batch
+      ├─▶ diloco      one path with four replicas on random shards: as many tokens as 2×2
+      ├─▶ 2x2         k-means shards to the end
+      ├─▶ 2x2-em      shards by what the paths know best, from half-way
+      ├─▶ flat        four paths that share nothing, on the shards of 2x2
+      └─▶ 4x4         sixteen paths, four times the documents
 """
 
 from __future__ import annotations
