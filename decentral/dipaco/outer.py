@@ -118,7 +118,8 @@ class Outer:
         total = aligned_zeros(size)
         for weight, one in zip(weights, given, strict=True):
             if weight > 0:
-                encoded = one[prefix + self.codec].view(np.uint8)
+                delta, before, total = aligned_zeros(size), total, aligned_zeros(size)
+                _native.decode(self.codec, one[prefix + self.codec].view(np.uint8), delta)
                 share = scale * weight / sum(weights)
-                _native.decode_add(self.codec, encoded, total.copy(), share, total)
+                _native.decode_add("fp32", before.view(np.uint8), delta, share, total)
         return total

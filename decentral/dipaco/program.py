@@ -201,7 +201,7 @@ class DiPaCo:
         if cell == BASE:
             return self._pretrain(round, before, beat)
         if cell == ROUTER:
-            return Computed(tensors=self._route(round, inputs))
+            return Computed(tensors=self._route(round, before, inputs))
         if cell in self.modules:
             level = self.modules[cell].level
             if round == 1:
@@ -306,8 +306,8 @@ class DiPaCo:
             made["scores"] = losses.mean(1)
         return made
 
-    def _route(self, round: int, inputs: Sequence[Arrays]) -> Arrays:
-        lm: dict[str, NDArray[Any]] = {}
+    def _route(self, round: int, before: Arrays, inputs: Sequence[Arrays]) -> Arrays:
+        lm = {name: one for name, one in before.items() if name == router.ROUTE + "lm"}
         if self._lm and round == 1:
             base = [inputs[0][f"theta/{group.name}"] for group in self.split.groups]
             lm = {"route/lm": self._joined(base)}

@@ -1,6 +1,6 @@
 """Text from a routed mixture: which path to ask for a context, and what it says next.
 
-choose ─▶ [2, 0, 3, 1] ─▶ path 2 (or the next, if it is dead) ─▶ generate W tokens ─▶ choose …
+choose ─▶ [2, 0, 3, 1] ─▶ path 2's peer (the next, if it is dead) ─▶ generate W tokens ─▶ choose …
 """
 
 from __future__ import annotations
