@@ -40,7 +40,7 @@ def judge(
             Ensemble(whole, final), *held_out
         )["full"]
     classes = np.repeat(np.arange(program.images.classes), SAMPLES_PER_CLASS)
-    start = noise(len(classes), ensemble.space.dim, program.seed)
+    start = noise(len(classes), program.config.dim(program.images), program.seed)
     how = How(way="sticky", seed=program.seed)
     drawn = sample(ensemble.experts(), start, classes, how)
     return {"validation loss": result, "images": ensemble.space.decode(drawn)}

@@ -17,6 +17,7 @@ from decentral.dataflow.program import Arrays
 from decentral.dipaco import evaluate, recipe
 from decentral.dipaco.program import BASE, ROUTER, DiPaCo
 from decentral.dipaco.split import split
+from decentral.errors import ConfigError
 
 WINDOW = 64
 
@@ -85,5 +86,10 @@ def show(found: dict[str, Any], folder: Path | None, console: Console) -> None:
     console.print(where)
     if folder is not None:
         picture = folder / "domains.png"
-        plot([{"row": "demo", "seed": 0, "domains": found["domains"]}], picture)
-        console.print(f"the same as a picture: {picture}")
+        row = {"row": "demo", "seed": 0, "outer_lr": 0, "one_dead": [], **found}
+        try:
+            plot([row], picture)
+        except ConfigError as error:  # no matplotlib
+            console.print(f"no picture: {error.says}")
+        else:
+            console.print(f"the same as a picture: {picture}")

@@ -88,7 +88,8 @@ class ProgramDemo:
             live.update(self._picture())
 
     def _spawn(self, name: str, more: list[str]) -> PeerProcess:
-        words = ["--recipe", self.recipe, "--members", str(PEERS), *more]
+        # They stay when all is trained, so that whoever comes late still meets them.
+        words = ["--recipe", self.recipe, "--members", str(PEERS), "--serve", *more]
         peer = PeerProcess(name, self.folder / name, words)
         self.peers.append(peer)
         return peer
