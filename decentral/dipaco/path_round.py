@@ -61,7 +61,7 @@ def path_round(
     inputs: Sequence[Arrays],
     beat: Callable[[], None],
 ) -> Computed:
-    """`inputs`: the shards, θ of each module; in round 1 also the base's moments and private part."""
+    """`inputs`: the shards, θ per module; in round 1 also the base's moments and private part."""
     doing, split = program.plan.path[round - 1], program.split
     levels = len(split.levels)
     shards, modules, founding = inputs[0], inputs[1 : levels + 1], inputs[levels + 1 :]
