@@ -75,8 +75,10 @@ def test_every_option_runs_to_its_end_in_any_order(changes: Mapping[str, object]
     assert evaluate.evaluate(program, dict(first), window=8) < 64  # better than knowing nothing
 
 
-def test_no_path_is_more_than_a_phase_ahead() -> None:
-    program = recipe.tiny(0)
+@pytest.mark.parametrize("levels", [[2, 2], [4, 4]])
+def test_no_path_is_more_than_a_phase_ahead(levels: list[int]) -> None:
+    whole = recipe.tiny(0).build().model
+    program = recipe.tiny(0, split=split(whole, levels, private=recipe.PRIVATE))
     at = dict.fromkeys(program.paths, 0)
     ahead = []
 
