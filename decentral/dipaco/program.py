@@ -95,7 +95,7 @@ class DiPaCo:
                 f"a prefix of {self.routing.prefix} tokens leaves nothing of documents of "
                 f"{self.documents.length} to judge"
             )
-        assert self.plan  # its own checks
+        assert self.plan and self.schema(ROUTER)  # their own checks
 
     # ------------------------------------------------------------------ what there is
 

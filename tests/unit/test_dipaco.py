@@ -347,6 +347,8 @@ def test_a_plan_that_cannot_be_says_so(after: tuple[int, ...]) -> None:
         ({"routing": lambda: Routing(size=100)}, "power of two"),
         ({"routing": lambda: Routing(prefix=32)}, "leaves nothing"),
         ({"start": {}, "pretraining": 2}, "not both"),
+        ({"routing": lambda: Routing(prefix=8, overlap=5)}, "more than the 4 paths"),
+        ({"routing": lambda: Routing(prefix=8, features="lm", lm_module="ln")}, "submodule 'ln'"),
     ],
 )
 def test_options_are_checked_when_a_program_is_made(options: dict[str, object], says: str) -> None:
