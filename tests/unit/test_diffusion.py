@@ -141,7 +141,7 @@ def test_a_dit_learns_in_pixels() -> None:
         on_round=lambda cell, _, done: losses.setdefault(cell, []).append(done.loss or 0),
     )
     for cell in ("expert/0", "expert/1"):
-        assert losses[cell][-1] < 0.75 * losses[cell][0]
+        assert losses[cell][-1] < 0.9 * losses[cell][0]
 
 
 def test_the_fingerprint_covers_config_data_features_and_seed() -> None:
