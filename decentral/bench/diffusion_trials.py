@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -118,14 +119,16 @@ class Trial:
         return DiffusionProgram(self.images, row.config(self.base, self.images, self.steps), seed)
 
     def trained(self, row: Row, seed: int) -> tuple[dict[str, Arrays], dict[str, float]]:
-        """Last states of all cells; CPU seconds of each cell (none where they were kept)."""
+        """Last states of all cells, and the CPU seconds that each cell took."""
         program = self.program(row, seed)
         folder = self.folder / f"{row.name}-{seed}-{program.fingerprint.hex()[:12]}"
-        paths = {cell: folder / f"{cell.replace('/', '-')}.safetensors" for cell in program.cells}
-        if all(path.exists() for path in paths.values()):
-            return {
-                cell: tensor_file.read(path, program.schema(cell)) for cell, path in paths.items()
-            }, {}
+        files = {cell: f"{cell.replace('/', '-')}.safetensors" for cell in program.cells}
+        if folder.exists():
+            kept = {
+                cell: tensor_file.read(folder / file, program.schema(cell))
+                for cell, file in files.items()
+            }
+            return kept, json.loads((folder / "seconds.json").read_text())
         seconds = dict.fromkeys(program.cells, 0.0)
         last = time.thread_time()
 
@@ -135,10 +138,13 @@ class Trial:
             last = time.thread_time()
 
         states = dict(run_alone(program, on_round=on_round))
-        folder.mkdir(exist_ok=True)
-        for cell, path in paths.items():
-            with path.open("wb") as file:
+        partial = folder.with_name(f"{folder.name}.partial")
+        partial.mkdir(exist_ok=True)
+        (partial / "seconds.json").write_text(json.dumps(seconds))
+        for cell, name in files.items():
+            with (partial / name).open("wb") as file:
                 tensor_file.write(file, states[cell])
+        partial.rename(folder)
         return states, seconds
 
     def _cost(self, program: DiffusionProgram, seconds: dict[str, float]) -> dict[str, Any]:

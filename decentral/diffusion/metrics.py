@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from decentral.types import Array
 
-KID_SUBSETS, KID_SIZE = 10, 1000
+KID_SUBSETS, KID_SIZE = 20, 1000
 NEIGHBOURS = 3
 RECALL_SIZE = 5000
 
