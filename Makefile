@@ -14,13 +14,16 @@ CTEST := $(BIN)/ctest --output-on-failure --test-dir
 CLANGXX ?= $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-[0-9][0-9] /usr/local/bin/clang++))
 FUZZ_TARGETS := frame_fuzz codec_fuzz topk_fuzz handshake_fuzz carrier_fuzz
 
-.PHONY: demo test unit native-test churn fuzz fuzz-briefly lint typecheck format sanitize bench nat-matrix soak soak-sim wheel clean help
+.PHONY: demo data test unit native-test churn fuzz fuzz-briefly lint typecheck format sanitize bench nat-matrix soak soak-sim wheel clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/installed  ## four peers train on real text, one is killed, one joins late
 	$(BIN)/decentral demo
+
+data: $(VENV)/installed  ## text of eight kinds for DiPaCo, from Debian packages, into ~/.cache (85 MB)
+	$(BIN)/python -P -m decentral.dipaco.corpus
 
 test: native-test fuzz-briefly unit  ## everything that CI runs
 

@@ -37,6 +37,7 @@ BENCHES = {
     "nat": "every pair of NATs connects, with data over the link (root)",
     "state": "a state to a joiner from one member and from all; a kill, a liar, rounds meanwhile",
     "strategies": "what each algorithm makes of the same samples, between processes",
+    "dipaco": "paths through shared modules, routed, next to DiLoCo at equal tokens",
     "overlap": "how much of its communication a strategy hides behind training (root)",
     "diffusion": "isolated experts and a router against one model, at equal training FLOPs",
     "memory": "memory that an all-reduce takes beyond its source",

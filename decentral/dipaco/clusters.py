@@ -18,56 +18,60 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from decentral.types import Array
 
-ITERATIONS, SWEEPS, STARTS = 25, 30, 4
+STARTS, ITERATIONS = 2, 20
+SAMPLES = 4096
+"""k-means looks at so many samples, the first ones; then all of them set the prices."""
+SWEEPS, QUICK_SWEEPS = 30, 4
+"""Times that each price is set anew, at the end and within an iteration of k-means."""
 
 
 def balanced_kmeans(x: Array, k: int, seed: int, *, balanced: bool = True) -> tuple[Array, Array]:
     """(weights float32 [k, d], bias float32 [k]) of the linear router, for samples x [n, d].
 
     The best of a few k-means++ starts by total squared distance."""
-    best: tuple[float, Array, Array] | None = None
-    for start in range(STARTS):
-        random = np.random.Generator(np.random.Philox(key=[seed, start]))
-        centroids = _plus_plus(x, k, random)
-        bias = np.zeros(k, np.float32)
-        labels = np.zeros(len(x), np.int64)
-        for _ in range(ITERATIONS):
-            scores = _scores(x, centroids)
-            if balanced:
-                bias = prices(scores, bias)
-            before, labels = labels, (scores + bias).argmax(1)
-            if np.array_equal(before, labels):
-                break
-            centroids = _means(x, labels, centroids)
-        scores = _scores(x, centroids)
-        if balanced:
-            bias = prices(scores, bias)
-        chosen = (scores + bias).argmax(1)
-        cost = -float(scores[np.arange(len(x)), chosen].astype(np.float64).sum())
-        if best is None or cost < best[0]:
-            best = cost, centroids, bias
-    assert best is not None
-    _, centroids, bias = best
+    few = x[:SAMPLES]
+    found = [_kmeans(few, k, seed, start, balanced) for start in range(STARTS)]
+    _, centroids, bias = min(found, key=lambda one: one[0])
+    if balanced:
+        bias = prices(_scores(x, centroids), bias)
     return 2 * centroids, bias - (centroids * centroids).sum(1)
 
 
-def prices(scores: Array, start: Array | None = None) -> Array:
+def _kmeans(x: Array, k: int, seed: int, start: int, balanced: bool) -> tuple[float, Array, Array]:
+    """(cost, centroids [k, d], prices [k]) from one start."""
+    random = np.random.Generator(np.random.Philox(key=[seed, start]))
+    centroids, bias = _plus_plus(x, k, random), np.zeros(k, np.float32)
+    labels = np.full(len(x), -1)
+    for _ in range(ITERATIONS):
+        scores = _scores(x, centroids)
+        if balanced:
+            bias = prices(scores, bias, QUICK_SWEEPS)
+        before, labels = labels, (scores + bias).argmax(1)
+        if np.array_equal(before, labels):
+            break
+        centroids = _means(x, labels, centroids)
+    chosen = _scores(x, centroids)[np.arange(len(x)), labels]
+    return -float(chosen.sum(dtype=np.float64)), centroids, bias
+
+
+def prices(scores: Array, start: Array | None = None, sweeps: int = SWEEPS) -> Array:
     """float32 [k] to add to scores [n, k] so that each column is the largest of about n/k rows."""
     n, k = scores.shape
     bias = np.zeros(k, np.float32) if start is None else start.copy()
     if k == 1:
         return bias
-    for _ in range(SWEEPS):
+    share = max(1, n // k)
+    for _ in range(sweeps):
         for column in range(k):
-            priced = scores + bias
-            priced[:, column] = -np.inf
-            wanted = priced.max(1) - scores[:, column]  # its row is won where the price is above
-            edge = np.partition(wanted, [n // k - 1, n // k])[n // k - 1 : n // k + 1]
-            bias[column] = edge.mean()
+            others = np.delete(scores, column, 1) + np.delete(bias, column)
+            # A row is won by any price above what its best other column offers more.
+            wanted = np.partition(others.max(1) - scores[:, column], [share - 1, share])
+            bias[column] = wanted[share - 1 : share + 1].mean()
         counts = np.bincount((scores + bias).argmax(1), minlength=k)
-        if counts.max() - counts.min() <= max(1, n // (50 * k)):
+        if counts.max() - counts.min() <= share // 100:
             break
-    return bias - bias.mean()
+    centred: Array = bias - bias.mean()
+    return centred
 
 
 def product(x: Array, x_t: Array) -> Array:

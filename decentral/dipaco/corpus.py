@@ -141,13 +141,13 @@ def _parts(text: bytes, length: int) -> dict[str, NDArray[np.uint8]]:
 def _some(windows: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     """The first `count` different ones in a shuffled order."""
     seen: set[bytes] = set()
-    rows = []
+    rows: list[int] = []
     for row in _shuffled(len(windows)):
         if len(rows) == count:
             break
         if (window := windows[row].tobytes()) not in seen:
             seen.add(window)
-            rows.append(row)
+            rows.append(int(row))
     return windows[np.array(rows, np.int64)]
 
 

@@ -3,8 +3,9 @@
     path/0  delta/0/fp32 Δ₀, delta/0/weight n₀ ─┐   mean = Σ wₚ Δₚ / Σ wₚ   over ITS paths only
     path/1  delta/0/fp32 Δ₁, delta/0/weight n₁ ─┴─▶ θ, b ← Nesterov(√(number of its paths) · mean)
 
-DiPaCo, Douillard et al. 2024 (arXiv 2403.10616), section 2.6 and algorithm 1. Weights are normalized
-over the paths through the module: over all paths of the run, every step would be too short.
+DiPaCo, Douillard et al. 2024 (arXiv 2403.10616), section 2.6 and algorithm 1. Weights are
+normalized over the paths through the module: over all paths of the run, each step would be too
+short.
 All arithmetic is native, in the order of the paths, so that every machine gets the same bits.
 """
 
@@ -117,7 +118,8 @@ class Outer:
         total = aligned_zeros(size)
         for weight, one in zip(weights, given, strict=True):
             if weight > 0:
-                encoded = one[prefix + self.codec].view(np.uint8)
+                delta, before, total = aligned_zeros(size), total, aligned_zeros(size)
+                _native.decode(self.codec, one[prefix + self.codec].view(np.uint8), delta)
                 share = scale * weight / sum(weights)
-                _native.decode_add(self.codec, encoded, total.copy(), share, total)
+                _native.decode_add("fp32", before.view(np.uint8), delta, share, total)
         return total

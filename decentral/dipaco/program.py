@@ -24,7 +24,7 @@ from torch import nn
 
 from decentral.dataflow.program import Arrays, Computed, Input
 from decentral.dipaco import router
-from decentral.dipaco.documents import Documents, Tokens
+from decentral.dipaco.documents import Documents
 from decentral.dipaco.features import pairs, pooled
 from decentral.dipaco.flat import FlatModel
 from decentral.dipaco.grid import Module, Path
@@ -201,7 +201,7 @@ class DiPaCo:
         if cell == BASE:
             return self._pretrain(round, before, beat)
         if cell == ROUTER:
-            return Computed(tensors=self._route(round, inputs))
+            return Computed(tensors=self._route(round, before, inputs))
         if cell in self.modules:
             level = self.modules[cell].level
             if round == 1:
@@ -306,12 +306,11 @@ class DiPaCo:
             made["scores"] = losses.mean(1)
         return made
 
-    def _route(self, round: int, inputs: Sequence[Arrays]) -> Arrays:
-        lm: dict[str, NDArray[Any]] = {}
+    def _route(self, round: int, before: Arrays, inputs: Sequence[Arrays]) -> Arrays:
+        lm = {name: one for name, one in before.items() if name == router.ROUTE + "lm"}
         if self._lm and round == 1:
-            lm = {
-                "route/lm": self._joined([inputs[0][f"theta/{g.name}"] for g in self.split.groups])
-            }
+            base = [inputs[0][f"theta/{group.name}"] for group in self.split.groups]
+            lm = {"route/lm": self._joined(base)}
         featurize = self.featurizer(lm)
         if round == 1:
             alternatives = self.split.grid.alternatives
@@ -367,9 +366,8 @@ class DiPaCo:
     def _feature_size(self) -> int:
         if not self._lm:
             return self.routing.size
-        return int(
-            pooled(self.build().model, self.routing.lm_module)(_two(self.documents)).shape[1]
-        )
+        featurize = pooled(self.build().model, self.routing.lm_module)
+        return int(featurize(self.documents.train[:1, :2]).shape[1])
 
     @property
     def _first_replicas(self) -> tuple[str, ...]:
@@ -412,7 +410,3 @@ def _float(name: str, size: int) -> TensorSpec:
 
 def _floats(groups: Sequence[Group], prefix: str) -> list[TensorSpec]:
     return [_float(prefix + group.name, group.size) for group in groups]
-
-
-def _two(documents: Documents) -> Tokens:
-    return documents.train[:2, :2]
