@@ -88,11 +88,11 @@ def _classes(words: str | None, n: int, program: DiffusionProgram) -> Classes | 
         return None
     last = program.images.classes - 1
     wanted: list[int] = []
-    for word in (words or f"0-{last}").split(","):
-        first, _, end = word.strip().partition("-")
-        if not first.isdecimal() or not (end or first).isdecimal():
+    for word in (f"0-{last}" if words is None else words).split(","):
+        first, dash, end = word.strip().partition("-")
+        if not first.isdecimal() or (dash and not end.isdecimal()):
             raise ConfigError(f"--classes is like 3, 1,4,7 or 0-9, not {words!r}")
-        wanted += range(int(first), min(int(end or first), last + 1) + 1)
+        wanted += range(int(first), min(int(end or first), last) + 1)  # 0-9: as many as there are
     if not wanted or max(wanted) > last:
         raise ConfigError(f"this run's classes are 0 to {last}, not {words}")
     return np.sort(np.resize(np.array(wanted, np.int64), n))

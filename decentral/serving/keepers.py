@@ -19,6 +19,8 @@ from decentral.types import PeerId
 
 AVOID_S = 10.0
 """Who did not answer is asked again after so long, or where nobody else is left."""
+CONNECT_S = 5.0
+"""Who is not even linked has so long for all of it: most likely it is gone."""
 _SILENT = ("connect", "link", "timeout")
 """Phases of a CallError that say that the peer is gone, rather than that it cannot."""
 
@@ -55,7 +57,8 @@ class Keepers:
         failed = CallError(f"nobody keeps {cell}", phase="connect")
         for peer in self.of(cell):
             try:
-                return self._mesh.call(peer, method, body, timeout_s).result()
+                most_s = timeout_s if self._mesh.linked(peer) else min(timeout_s, CONNECT_S)
+                return self._mesh.call(peer, method, body, most_s).result()
             except CallError as error:
                 failed = error
                 if error.phase in _SILENT:
