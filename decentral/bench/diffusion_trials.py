@@ -124,7 +124,7 @@ class Trial:
         folder = self.folder / f"{row.name}-{seed}-{program.fingerprint.hex()[:12]}"
         files = {cell: f"{cell.replace('/', '-')}.safetensors" for cell in program.cells}
         if folder.exists():
-            kept = {
+            kept: dict[str, Arrays] = {
                 cell: tensor_file.read(folder / file, program.schema(cell))
                 for cell, file in files.items()
             }

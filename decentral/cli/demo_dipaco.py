@@ -15,7 +15,8 @@ from decentral.bench.dipaco_plot import plot
 from decentral.dataflow.alone import run_alone
 from decentral.dataflow.program import Arrays
 from decentral.dipaco import evaluate, recipe
-from decentral.dipaco.program import BASE, ROUTER, DiPaCo
+from decentral.dipaco.path_round import BASE, ROUTER
+from decentral.dipaco.program import DiPaCo
 from decentral.dipaco.split import split
 from decentral.errors import ConfigError
 
