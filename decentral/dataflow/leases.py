@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from decentral.dataflow.program import Program
+from decentral.dataflow.progress import kind_of
 from decentral.types import PeerId
 
 Leases = Mapping[str, tuple[PeerId, ...]]
@@ -28,6 +29,10 @@ class Assignment:
     def __init__(self, program: Program, copies: int) -> None:
         self._copies = copies
         self._leased = tuple(cell for cell in program.cells if program.leased(cell))
+        self._kinds: dict[str, list[str]] = {}
+        """Leased cells that are worked on at the same time, by kind: each is shared out evenly."""
+        for cell in self._leased:
+            self._kinds.setdefault(kind_of(cell), []).append(cell)
         others = (cell for cell in program.cells if not program.leased(cell))
         self._sources = {cell: _sources(program, cell) for cell in others}
         self._last: tuple[tuple[PeerId, ...], Leases] = ((), {})
@@ -42,13 +47,14 @@ class Assignment:
     def _assign(self, members: tuple[PeerId, ...]) -> Leases:
         copies = min(self._copies, len(members))
         kept: dict[str, tuple[PeerId, ...]] = dict.fromkeys(self._leased, ())
-        for _ in range(copies):  # all workers first: they are what takes time
-            load: Counter[PeerId] = Counter()
-            room = -(-len(self._leased) // len(members))
-            for cell in self._leased:
-                peer = _first(cell, members, kept[cell], load, room)
-                kept[cell] = (*kept[cell], peer)
-                load[peer] += 1
+        for alike in self._kinds.values():
+            room = -(-len(alike) // len(members))
+            for _ in range(copies):  # all workers first: they are what takes time
+                load: Counter[PeerId] = Counter()
+                for cell in alike:
+                    peer = _first(cell, members, kept[cell], load, room)
+                    kept[cell] = (*kept[cell], peer)
+                    load[peer] += 1
         load = Counter()
         room = -(-len(self._sources) * copies // len(members))
         for cell, sources in self._sources.items():

@@ -114,6 +114,30 @@ def test_modules_are_kept_by_those_whose_paths_go_through_them() -> None:
         assert set(leases[module]) == workers, "no byte more than an all-reduce would move"
 
 
+class WithBase(Toy):
+    """One more leased cell, of another kind, that is done before the others begin."""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        return ("base", *super().cells)
+
+    def leased(self, cell: str) -> bool:
+        return cell == "base" or super().leased(cell)
+
+    def rounds(self, cell: str) -> int:
+        return 0 if cell == "base" else super().rounds(cell)
+
+
+@pytest.mark.parametrize("name", range(20))
+def test_each_kind_of_work_is_shared_out_for_itself(name: int) -> None:
+    toy, members = WithBase(), tuple(f"peer:{name}-{number}" for number in range(4))
+    leases = Assignment(toy, 2).leases(members)
+    assert {leases[path][0] for path in toy.paths} == set(members)
+    second = [leases[path][1] for path in toy.paths]
+    # The last one's only free place may be where it is worked on.
+    assert max(second.count(peer) for peer in members) <= 2
+
+
 @given(st.integers(3, 16), st.data())
 def test_a_death_moves_little(count: int, data: st.DataObject) -> None:
     toy, members = Toy(size=4), peers(count)
