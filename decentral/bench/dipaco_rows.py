@@ -66,6 +66,7 @@ def _program(seed: int, scale: Scale, **changes: Any) -> DiPaCo:
         phases=scale.phases,
         pretraining=0,
         reroute_after=(),
+        validation_documents=0,
     )
     return replace(made, inner=replace(made.inner, steps=scale.steps), **changes)
 
