@@ -203,6 +203,8 @@ def bytes_of(program: DiPaCo) -> dict[str, int]:
     return {
         "delta": its.delta,
         "module": its.module,
+        "beside_its_modules": its.beside_its_modules,
+        "far_from_its_modules": its.far_from_its_modules,
         "replica": its.replica,
         "diloco_ring": traffic.ring(program.split.size, PEERS),
     }
