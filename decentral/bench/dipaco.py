@@ -134,6 +134,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     console.print(table)
     moved = report["results"][-1]["bytes"]
     console.print(
-        f"bytes per phase of the last row: Δ {moved['delta']:,}, θ {moved['module']:,}, "
-        f"replica {moved['replica']:,}; DiLoCo's ring {moved['diloco_ring']:,}"
+        f"bytes per peer and phase of the last row: Δ {moved['delta']:,}, θ {moved['module']:,}, "
+        f"replica {moved['replica']:,}; DiLoCo's ring {moved['diloco_ring']:,}: "
+        f"{moved['delta'] / moved['diloco_ring']:.2f} of it where modules are computed beside "
+        "their paths"
     )

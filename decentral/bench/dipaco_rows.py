@@ -66,6 +66,7 @@ def _program(seed: int, scale: Scale, **changes: Any) -> DiPaCo:
         phases=scale.phases,
         pretraining=0,
         reroute_after=(),
+        validation_documents=0,
     )
     return replace(made, inner=replace(made.inner, steps=scale.steps), **changes)
 
@@ -202,6 +203,8 @@ def bytes_of(program: DiPaCo) -> dict[str, int]:
     return {
         "delta": its.delta,
         "module": its.module,
+        "beside_its_modules": its.beside_its_modules,
+        "far_from_its_modules": its.far_from_its_modules,
         "replica": its.replica,
         "diloco_ring": traffic.ring(program.split.size, PEERS),
     }
