@@ -193,6 +193,9 @@ class Work(Protocol):
 class Group(Protocol):
     """The members of a view, ready for collectives (`decentral.collectives.Group`)."""
 
+    def broadcast(self, data: Array, root: int, **options: Any) -> Work:
+        """The `data` of the member of rank `root` to all, in place."""
+
     def all_reduce(
         self,
         src: Array,

@@ -400,7 +400,12 @@ class Coordinator:
         evictions.due.update(hung)
 
     def _rollback(self, state: LogState) -> RollbackEntry | None:
-        """Nobody holds the last committed state any more: back to the newest that somebody does."""
+        """Nobody holds the last committed state any more: back to the newest that somebody does.
+
+        Not where states are kept on leases: whoever has it may be about to take part again, and
+        what others made from it cannot be taken back."""
+        if self.ctx.config.copies:
+            return None
         best: tuple[int, bytes] = (-1, b"")
         scope = state.scope(self.tag)
         for peer in self._takers(state):

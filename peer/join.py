@@ -330,8 +330,9 @@ class Join:
 
     def kept_out(self, state: LogState, newcomers: Sequence[PeerId]) -> bool:
         """Whether somebody could have entered long ago: where rounds of several tags overlap,
-        one is always under way."""
-        patience = 2 * len(state.scopes)
+        one is always under way. Where cells are kept on leases, each is short, and a newcomer has
+        nothing to catch up with: it is let in soon."""
+        patience = 2 if self.ctx.config.copies else 2 * len(state.scopes)
         return any(state.slot - self._first_slot[peer] >= patience for peer in newcomers)
 
     def how_it_comes(self, peer: PeerId) -> str:

@@ -46,7 +46,7 @@ class Row:
             experts=self.experts,
             conditional=self.conditional,
             clusters=self.clusters,
-            rounds=min(ROUNDS, steps),
+            rounds=max(1, min(ROUNDS, steps // 10)),
             batch=int(base.batch * self.batch_share),
         )
         config = replace(config, steps=max(1, steps // config.rounds))
@@ -56,7 +56,7 @@ class Row:
         if self.peers > 1:
             # Each peer takes a whole expert's batch, so that both make half the steps.
             inner = config.rounds * config.steps // self.peers
-            rounds = min(OUTER_ROUNDS, inner)
+            rounds = max(1, min(OUTER_ROUNDS, inner // 5))
             config = replace(
                 config,
                 peers=self.peers,

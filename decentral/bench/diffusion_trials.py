@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -118,14 +119,16 @@ class Trial:
         return DiffusionProgram(self.images, row.config(self.base, self.images, self.steps), seed)
 
     def trained(self, row: Row, seed: int) -> tuple[dict[str, Arrays], dict[str, float]]:
-        """Last states of all cells; CPU seconds of each cell (none where they were kept)."""
+        """Last states of all cells, and the CPU seconds that each cell took."""
         program = self.program(row, seed)
         folder = self.folder / f"{row.name}-{seed}-{program.fingerprint.hex()[:12]}"
-        paths = {cell: folder / f"{cell.replace('/', '-')}.safetensors" for cell in program.cells}
-        if all(path.exists() for path in paths.values()):
-            return {
-                cell: tensor_file.read(path, program.schema(cell)) for cell, path in paths.items()
-            }, {}
+        files = {cell: f"{cell.replace('/', '-')}.safetensors" for cell in program.cells}
+        if folder.exists():
+            kept: dict[str, Arrays] = {
+                cell: tensor_file.read(folder / file, program.schema(cell))
+                for cell, file in files.items()
+            }
+            return kept, json.loads((folder / "seconds.json").read_text())
         seconds = dict.fromkeys(program.cells, 0.0)
         last = time.thread_time()
 
@@ -135,10 +138,13 @@ class Trial:
             last = time.thread_time()
 
         states = dict(run_alone(program, on_round=on_round))
-        folder.mkdir(exist_ok=True)
-        for cell, path in paths.items():
-            with path.open("wb") as file:
+        partial = folder.with_name(f"{folder.name}.partial")
+        partial.mkdir(exist_ok=True)
+        (partial / "seconds.json").write_text(json.dumps(seconds))
+        for cell, name in files.items():
+            with (partial / name).open("wb") as file:
                 tensor_file.write(file, states[cell])
+        partial.rename(folder)
         return states, seconds
 
     def _cost(self, program: DiffusionProgram, seconds: dict[str, float]) -> dict[str, Any]:
@@ -148,7 +154,7 @@ class Trial:
         return {
             "training_flops": training_flops(program),
             "router_share": router_share(program),
-            "steps": program.config.rounds * program.config.steps,
+            "inner_steps": program.config.rounds * program.config.steps,
             "longest_cell_cpu_s": by_kind,
         }
 
@@ -174,17 +180,15 @@ class Trial:
 
     def floor(self) -> dict[str, float]:
         """The same of training images that only went into the flow's space and back."""
-        space: Space = Pixels(self.images.shape)
-        if self.base.latent:
-            space = Principal(self.images.shape, fit(self.images.train, self.base.latent))
-        some = self.images.train[: self.samples]
-        return self._compare(space.decode(space.encode(some)))
+        return self._compare(self._there_and_back(self.images.train[: self.samples]))
 
     def _compare(self, made: NDArray[np.uint8]) -> dict[str, float]:
         real, features = self._real, self.classifier.features(made)
+        pixels = self.classifier.features(self.images.test)
         precision, recall = metrics.precision_recall(real, features)
         return {
             "fid": metrics.fid(real, features),
+            "fid_pixels": metrics.fid(pixels, features),
             "kid": metrics.kid(real, features),
             "precision": precision,
             "recall": recall,
@@ -204,7 +208,17 @@ class Trial:
 
     @cached_property
     def _real(self) -> Array:
-        return self.classifier.features(self.images.test)
+        """Of test images as the flow's space shows them: what it loses is no expert's fault."""
+        return self.classifier.features(self._there_and_back(self.images.test))
+
+    def _there_and_back(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return self._space.decode(self._space.encode(images))
+
+    @cached_property
+    def _space(self) -> Space:
+        if not self.base.latent:
+            return Pixels(self.images.shape)
+        return Principal(self.images.shape, fit(self.images.train, self.base.latent))
 
     def _held_out(self) -> int:
         """So many of the test images are for calibration, the others for validation."""

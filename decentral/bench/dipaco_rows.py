@@ -20,11 +20,12 @@ from decentral.dataflow.alone import run_alone
 from decentral.dataflow.program import Arrays, Computed
 from decentral.dipaco import corpus, evaluate, recipe, traffic
 from decentral.dipaco.outer import Outer
-from decentral.dipaco.program import BASE, ROUTER, DiPaCo
+from decentral.dipaco.path_round import BASE, ROUTER
+from decentral.dipaco.program import DiPaCo
 from decentral.dipaco.router import Routing
 from decentral.dipaco.split import Split, split
 
-PER_DOMAIN, RESERVED, VALIDATION = 4000, 100, 64
+TRAIN, RESERVED, VALIDATION = recipe.DOCUMENTS
 WINDOW = 64
 PEERS = 4
 
@@ -61,7 +62,7 @@ def base(seed: int, scale: Scale) -> Arrays:
 def _program(seed: int, scale: Scale, **changes: Any) -> DiPaCo:
     made = recipe.program(
         seed,
-        documents=corpus.documents(PER_DOMAIN, RESERVED, VALIDATION),
+        documents=corpus.documents(TRAIN, RESERVED, VALIDATION),
         phases=scale.phases,
         pretraining=0,
         reroute_after=(),
@@ -89,7 +90,7 @@ def programs(seed: int, scale: Scale, start: Arrays, outer_lr: float) -> Mapping
 
         return make
 
-    grown = {"documents": corpus.documents(4 * PER_DOMAIN, RESERVED, VALIDATION)}
+    grown = {"documents": corpus.documents(4 * TRAIN, RESERVED, VALIDATION)}
     return {
         "dense": one(
             split=_split([], shared=True), outer=Outer(lr=1, momentum=0), reroute_after=()

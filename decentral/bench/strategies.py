@@ -182,7 +182,7 @@ def _baseline(job: Job) -> dict[str, Any]:
     from decentral import baselines, recipes
     from decentral.recipes.train import adjusted
 
-    plain = recipes.load(job.recipe)
+    plain = recipes.load_training(job.recipe)
     recipe = recipes.Recipe(
         name=plain.name,
         version=plain.version,
@@ -260,9 +260,9 @@ def _outcome(
 
 def _tokens(job: Job) -> int:
     """As many as the rows whose rounds are counted see."""
-    from decentral.recipes import load_training as load
+    from decentral.recipes import load_training
 
-    task = load(job.recipe).build(job.seed)
+    task = load_training(job.recipe).build(job.seed)
     batch = [task.dataset[i] for i in range(task.batch_size)]
     import torch
 

@@ -23,7 +23,7 @@ import torch
 
 from decentral.cli import peer
 from decentral.errors import DecentralError
-from decentral.recipes import load_training as load
+from decentral.recipes import load_training
 from decentral.recipes.train import adjusted, run_options
 from decentral.run import Run
 from decentral.strategies.diloco import DiLoCo
@@ -68,7 +68,7 @@ KNOWN = (*STRATEGIES, LossyDiLoCo)
 def prepare() -> None:
     """In the fork server: the corpus is read, and what torch imports with its first optimizer is
     there, before the first peer is forked. Both take longer than a peer's start."""
-    load("gpt").build(0)
+    load_training("gpt").build(0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(mesh: Mesh, args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    recipe = load(args.recipe)
+    recipe = load_training(args.recipe)
     task = adjusted(recipe.build(args.seed), lr=args.lr)
     if args.strategy:
         task = replace(task, strategy=parse(args.strategy, KNOWN))

@@ -1,4 +1,4 @@
-"""``decentral demo``: the main job, on this machine, with real processes over real sockets.
+"""``decentral demo [gpt]``: the main job, on this machine, with real processes over real sockets.
 
     peer 1 ━━━━━━━━━━━━━━━━╳ SIGKILL in mid-round (it made the run: no master)
     peer 2 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━▶
@@ -29,14 +29,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from decentral.cli.processes import PeerProcess
-from decentral.errors import DecentralError
+from decentral.errors import ConfigError, DecentralError
 from decentral.types import short
 
 PEERS = 4
+ROUNDS = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=100, help="outer rounds (default 100)")
+    parser.add_argument(
+        "what", nargs="?", choices=("gpt", "dipaco", "diffusion"), default="gpt",
+        help="gpt: one model with DiLoCo (default); dipaco: paths through shared modules; "
+        "diffusion: experts that never speak to each other",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=int, help="of gpt: outer rounds (default 100); the others have their own"
+    )
+    parser.add_argument(
+        "--recipe", metavar="MODULE:FUNCTION",
+        help="of dipaco and diffusion: another size of the same kind",
+    )  # fmt: skip
     parser.add_argument("--no-baselines", action="store_true", help="skip the two baseline runs")
     parser.add_argument("--keep", type=Path, help="keep the peers' homes and logs in this folder")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
@@ -46,7 +58,11 @@ def run(args: argparse.Namespace) -> int:
     console = Console(stderr=args.json)
     folder = args.keep or Path(tempfile.mkdtemp(prefix="decentral-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
-    demo = Demo(folder, args.rounds, console)
+    if args.what != "gpt":
+        return _programs(args, folder, console)
+    if args.recipe is not None:
+        raise ConfigError("--recipe is for dipaco and diffusion", phase="demo")
+    demo = Demo(folder, args.rounds or ROUNDS, console)
     try:
         demo.train()
         if not args.no_baselines:
@@ -60,6 +76,28 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report))
     else:
         show(report, console)
+    return 0 if report["verdict"] == "held" else 1
+
+
+def _programs(args: argparse.Namespace, folder: Path, console: Console) -> int:
+    from decentral.cli import demo_program
+
+    if args.rounds is not None:
+        raise ConfigError(f"how long {args.what} trains is its recipe's business", phase="demo")
+    try:
+        report = demo_program.run(
+            args.what,
+            args.recipe or args.what,
+            folder,
+            console,
+            baselines=not args.no_baselines,
+            keep=args.keep,
+        )
+    finally:
+        if args.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    if args.json:
+        print(json.dumps(report))
     return 0 if report["verdict"] == "held" else 1
 
 
@@ -171,7 +209,7 @@ class Demo:
     def measure_baselines(self) -> None:
         from decentral import baselines, recipes  # imports torch
 
-        recipe = recipes.load("gpt")
+        recipe = recipes.load_training("gpt")
         steps = self.rounds * recipe.build(0).strategy.sync_every
         with Progress(
             TextColumn("{task.description}"),

@@ -4,7 +4,8 @@
     progress.py   which rounds may be computed now, given those that are committed
     leases.py     which member computes what, given the view
     alone.py      all of it in one process, in any order: the reference
-    worker.py     a peer's part in it, over the mesh
+    worker.py     a peer's part in it, over the mesh: what it computes (computing.py), keeps
+                  (keeping.py, store.py) and hands over (handover.py)
 
 A cell has rounds; round r of it is a pure function of its round r − 1 and of named rounds of other
 cells. So it has the same bits whoever computes it (on equal hardware), and a lease is only a

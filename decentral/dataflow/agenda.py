@@ -1,7 +1,8 @@
 """What this peer should do now: a pure function of the log and of what is here.
 
-    keep      cells to take part in: leased to us, begun by us, or kept until others have the next
-    compute   the one round to work on next, if any
+    keeps      cells to keep, by the leases
+    next       the one round to work on, if any
+    passed_on  whether a cell that is not ours (any more) may be let go
 
 In this order a peer computes: what is quick and its own; what is leased to it; what others should
 have done long ago (their peer is slow, or hung); what waits at the end of somebody's long queue.
@@ -10,7 +11,7 @@ The last two may be done twice: both come to the same bits, and the log takes on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from decentral.dataflow.leases import Assignment, rank
@@ -28,8 +29,6 @@ LATE_S = 5.0
 class Mine:
     """What is here."""
 
-    keeps: set[str] = field(default_factory=set)
-    """Cells that this peer takes part in."""
     done: dict[str, int] = field(default_factory=dict)
     """Rounds computed here and not committed yet, by cell."""
     took_s: dict[str, float] = field(default_factory=dict)
@@ -45,14 +44,16 @@ class Agenda:
         self._assignment = Assignment(program, copies)
         self._ready_since: dict[tuple[str, int], float] = {}
 
-    def keep(self, members: Sequence[PeerId], mine: Mine) -> set[str]:
-        """The cells that this peer should take part in, for now with those that it has."""
+    def keeps(self, members: Sequence[PeerId]) -> tuple[str, ...]:
+        """The cells that this peer is to keep, in the run's order."""
         leases = self._assignment.leases(members)
-        return {cell for cell, keepers in leases.items() if self._me in keepers} | mine.keeps
+        return tuple(cell for cell in self._program.cells if self._me in leases[cell])
 
-    def leased(self, members: Sequence[PeerId], cell: str) -> bool:
-        """Whether this peer is to keep the cell."""
-        return self._me in self._assignment.leases(members)[cell]
+    def passed_on(self, members: Sequence[PeerId], cell: str, holders: Collection[PeerId]) -> bool:
+        """Whether this peer may let go of a cell whose newest round these hold: all who are to
+        keep it are among them."""
+        keepers = self._assignment.leases(members)[cell]
+        return self._me not in keepers and set(keepers) <= set(holders)
 
     def finished(self, at: Mapping[str, int]) -> bool:
         """Whether every cell is at its last round."""

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 
 from decentral.dataflow.agenda import Agenda, Mine
 from decentral.dataflow.computing import Computing, Job, Outcome
-from decentral.dataflow.handover import Handover, seal
-from decentral.dataflow.program import Program, check
+from decentral.dataflow.handover import Handover
+from decentral.dataflow.keeping import MISSING_S, Keeping
+from decentral.dataflow.program import Program
 from decentral.dataflow.progress import kind_of
-from decentral.dataflow.store import Store
+from decentral.dataflow.telling import Telling
 from decentral.errors import CollectiveError, ConfigError, DivergenceError, StateError
 from decentral.mesh_port import Holding, MeshFailed, MeshPort, Order, StateArrived
 from decentral.peer.protocol import (
@@ -79,25 +80,22 @@ class Worker:
         if copies < 1:
             raise ConfigError(f"a round is kept by at least one peer, not {copies}")
         self.mesh, self.program = mesh, program
-        self.held: dict[str, CommittedState] = {}
-        """By cell: committed rounds that are here. Replaced, never changed: others may read it."""
         self._founder, self._copies, self._on_round = founder, copies, on_round
         self._wait_for = members
-        self._store = Store(home, program, lambda: mesh.run_id)
         self._agenda = Agenda(program, mesh.me, copies)
+        self._keeping = Keeping(mesh, program, home)
+        self._telling = Telling(mesh, type(program).__name__)
         self._mine = Mine()
         self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self._handovers = {cell: self._handover(cell) for cell in program.cells}
         self._results: dict[str, Outcome] = {}
-        self._arrived: dict[str, dict[bytes, CommittedState]] = {}
-        """By cell and root: would-be rounds that are here and on disk."""
-        self._looked_for: dict[str, bytes] = {}
-        """By cell: the root that the disk has been searched for."""
-        self._contributed: dict[str, tuple[int, int]] = {}
-        """By cell: (round, tokens) that the coordinator has been offered."""
-        self._member, self._beats, self._since = False, 0, time.monotonic()
-        self._finished_at = 0.0
-        self._computing = Computing(program, self._store, mesh.read, self._progress, self._news.put)
+        """By cell: what was computed here and is not committed yet."""
+        self._contributed: set[str] = set()
+        """Cells whose next round the coordinator has an offer for."""
+        self._member, self._beats, self._finished_at = False, 0, 0.0
+        self._replica_bytes = 0
+        store = self._keeping.store
+        self._computing = Computing(program, store, mesh.read, self._progress, self._news.put)
 
     def _handover(self, cell: str) -> Handover:
         def group(native: Any, view: View, me: PeerId) -> Any:
@@ -115,6 +113,11 @@ class Worker:
         )
 
     # ------------------------------------------------------------------ the caller's side
+
+    @property
+    def held(self) -> Mapping[str, CommittedState]:
+        """By cell: the committed rounds that are here. Any thread may look."""
+        return self._keeping.held
 
     def run(self, *, serve: bool = False) -> Mapping[str, CommittedState]:
         """Take part until the program is finished (`serve`: until interrupted); then leave, and
@@ -137,7 +140,7 @@ class Worker:
         founded = schemas if self._founder else {}
         self.mesh.start(
             holdings={
-                cell: Holding(schema=schema, initial=self._initial(cell), takes=False)
+                cell: Holding(schema=schema, initial=self._keeping.initial(cell), takes=False)
                 for cell, schema in founded.items()
             },
             schemas=schemas,
@@ -148,28 +151,23 @@ class Worker:
             copies=self._copies,
         )
 
-    def _initial(self, cell: str) -> CommittedState:
-        tensors = self.program.initial(cell)
-        check(self.program, cell, tensors)
-        return seal({name: one.copy() for name, one in tensors.items()}, 0)
-
     def _ordered(self, order: Order) -> None:
         """On the mesh's thread: what cannot wait, and the rest into the queue."""
-        if isinstance(order, AbortReduce) and order.tag in self._handovers:
+        if isinstance(order, AbortReduce):
             self._handovers[order.tag].abort(order.round, order.attempt, order.says)
         else:
             self._news.put(order)
 
     def _over(self, serve: bool) -> bool:
         log = self.mesh.log()
-        if serve or log is None or not self._member or not self._agenda.finished(_at(log)):
+        if log is None or not self._member or not self._agenda.finished(_at(log)):
             return False
-        if any(self._lacks(log, cell) for cell in self._mine.keeps):
-            self._finished_at = self._finished_at or time.monotonic()
-            if time.monotonic() < self._finished_at + LINGER_S:
-                return False
-        self._report_end(log)
-        return True
+        first = not self._finished_at
+        self._finished_at = self._finished_at or time.monotonic()
+        if first:
+            self._telling.done(log)
+        waits = any(self._keeping.lacks(log, cell) for cell in self._keeping.cells)
+        return not serve and not (waits and time.monotonic() < self._finished_at + LINGER_S)
 
     def _close(self) -> None:
         self._computing.close()
@@ -202,62 +200,26 @@ class Worker:
 
     def _keep(self, log: LogState) -> None:
         """Take part in what the agenda says, and get hold of it."""
-        for cell in sorted(self._agenda.keep(log.view.members, self._mine) - self._mine.keeps):
-            self._take(cell)
-        for cell in self._mine.keeps:
-            if self._lacks(log, cell):
-                self._find(log, cell)
-
-    def _take(self, cell: str) -> None:
-        self._mine.keeps.add(cell)
-        self.mesh.take_part(cell, True)
-
-    def _drop(self, cell: str) -> None:
-        self._mine.keeps.discard(cell)
-        self.held.pop(cell, None)
-        self._contributed.pop(cell, None)
-        self.mesh.take_part(cell, False)
-
-    def _lacks(self, log: LogState, cell: str) -> bool:
-        held = self.held.get(cell)
-        return held is None or held.root != log.scope(cell).root
-
-    def _find(self, log: LogState, cell: str) -> None:
-        """What is committed may be here already; else the mesh is fetching it."""
-        scope = log.scope(cell)
-        found = self._arrived.get(cell, {}).get(scope.root)
-        if found is None and scope.round == 0:
-            found = self._initial(cell)
-            if found.root != scope.root:
-                raise DivergenceError(
-                    f"cell {cell} begins with other values here than in the run: another version "
-                    f"of torch or numpy, or other data",
-                    phase="join",
-                )
-        elif found is None and self._looked_for.get(cell) != scope.root:
-            self._looked_for[cell] = scope.root
-            found = self._store.load(cell, scope.round, scope.root)
-        if found is not None:
-            self._hold(cell, found)
-
-    def _hold(self, cell: str, state: CommittedState) -> None:
-        self.held[cell] = state
-        self._arrived.pop(cell, None)
-        self.mesh.hold(state, tag=cell)
-        if state.round:
-            self.mesh.checkpointed(state.round, self._store.kept(cell), tag=cell)
+        for cell in self._agenda.keeps(log.view.members):
+            self._keeping.take(cell)
+        for cell in self._keeping.find(log):
+            says = (
+                f"{cell}, round {log.scope(cell).round}: for {MISSING_S:.0f} s nobody has given it "
+                f"to this peer; the run waits until one that has it on its disk is back"
+            )
+            self._telling.fault("missing", StateError(says))
 
     def _offer_to_keep(self, log: LogState) -> None:
         """Keepers of leased cells are ready for the next result as soon as they hold the last."""
-        for cell in self._mine.keeps:
+        for cell in self._agenda.keeps(log.view.members):
             following = log.scope(cell).round + 1
             wanted = self.program.leased(cell) and following <= self.program.rounds(cell)
-            ready = not self._lacks(log, cell) and cell not in self._contributed
-            if wanted and ready and self._agenda.leased(log.view.members, cell):
+            ready = not self._keeping.lacks(log, cell) and cell not in self._contributed
+            if wanted and ready:
                 self._contribute(cell, following, 0)
 
     def _contribute(self, cell: str, round: int, tokens: int) -> None:
-        self._contributed[cell] = (round, tokens)
+        self._contributed.add(cell)
         self.mesh.contribute(round, tokens, (), tag=cell)
 
     def _compute(self, log: LogState) -> None:
@@ -273,17 +235,16 @@ class Worker:
         cell = self._agenda.next(log.view.members, at, self._mine, time.monotonic())
         if cell is None:
             return
-        if cell not in self._mine.keeps:
-            self._take(cell)
-        if self._lacks(log, cell):
+        self._keeping.take(cell)
+        if self._keeping.lacks(log, cell):
             return  # it is being fetched
         needs = self.program.inputs(cell, at[cell] + 1)
         roots = {need.cell: log.scope(need.cell).root for need in needs}
-        held = {one: self.held[one] for one, root in roots.items() if self._has(one, root)}
-        self._computing.start(Job(cell, at[cell] + 1, self.held[cell], held, roots))
+        here = {one: self.held[one] for one in roots if not self._lacks_root(one, roots[one])}
+        self._computing.start(Job(cell, at[cell] + 1, self.held[cell], here, roots))
 
-    def _has(self, cell: str, root: bytes) -> bool:
-        return cell in self.held and self.held[cell].root == root
+    def _lacks_root(self, cell: str, root: bytes) -> bool:
+        return cell not in self.held or self.held[cell].root != root
 
     # ------------------------------------------------------------------ what was heard
 
@@ -298,30 +259,26 @@ class Worker:
             case Committed(entry=RoundEntry() as entry):
                 self._committed(news, entry)
             case StateArrived(state, tag):
-                if tag in self._mine.keeps:
-                    self._store.save(tag, state)
-                    self._arrived.setdefault(tag, {})[state.root] = state
+                if tag in self._keeping.cells:
+                    self._keeping.store.save(tag, state)
+                    self._keeping.arrived(tag, state)
             case Joined():
                 self._joined()
             case Evicted():
                 self._member = False
                 self._contributed.clear()
+                self._keeping.evicted()
             case MeshFailed(error):
                 raise error
             case Left(says):
                 raise StateError(f"this peer is out of the run: {says}", phase="run")
 
     def _joined(self) -> None:
-        """A member now, or again. What is on the disk and still counts is kept for the others."""
+        log = self.mesh.log()
+        assert log is not None, "who is a member knows the log"
         self._member = True
         self._contributed.clear()
-        log = self.mesh.log()
-        assert log is not None
-        for cell in self.program.cells:
-            scope = log.scope(cell)
-            there = scope.round and scope.round in self._store.kept(cell)
-            if there and cell not in self._mine.keeps:
-                self._take(cell)
+        self._keeping.joined(log)
         for cell, outcome in self._results.items():
             self._offer_result(cell, outcome)
 
@@ -329,7 +286,7 @@ class Worker:
         self._computing.ended()
         job, log = outcome.job, self.mesh.log()
         if isinstance(outcome.error, StateError):
-            self._fault("inputs", outcome.error)  # the agenda names it again
+            self._telling.fault("inputs", outcome.error)  # the agenda names it again
             return
         if outcome.error is not None:
             raise outcome.error
@@ -346,12 +303,14 @@ class Worker:
     def _offer_result(self, cell: str, outcome: Outcome) -> None:
         self._contribute(cell, outcome.job.round, max(1, outcome.tokens))
 
+    def _result(self, order: StartReduce) -> CommittedState | None:
+        """What was computed here of the very round that this is about."""
+        result = self._results.get(order.tag)
+        return result.state if result is not None and result.job.round == order.round else None
+
     def _attempt(self, order: StartReduce) -> None:
-        cell = order.tag
-        result = self._results.get(cell)
-        mine = result.state if result is not None and result.job.round == order.round else None
         try:
-            state = self._handovers[cell].start(order, mine)
+            state = self._handovers[order.tag].start(order, self._result(order))
         except CollectiveError as error:
             self._failed(order, error)
             return
@@ -362,9 +321,10 @@ class Worker:
         order, handover = news.order, self._handovers[news.order.tag]
         handover.over()
         if news.error is None:
+            self._replica_bytes += news.data.nbytes
             state = handover.unpack(news.data, order.round)
             self._compare(order, state)
-            self._store.save(order.tag, state)
+            self._keeping.store.save(order.tag, state)
             self._answer(order, state)
         elif isinstance(news.error, CollectiveError):
             self._failed(order, news.error)
@@ -373,18 +333,16 @@ class Worker:
 
     def _compare(self, order: StartReduce, state: CommittedState) -> None:
         """Two who have computed the same round should have come to the same."""
-        mine = self._results.get(order.tag)
-        if mine is None or mine.state is None or mine.job.round != order.round:
-            return
-        if mine.state.root != state.root:
+        mine = self._result(order)
+        if mine is not None and mine.root != state.root:
             says = (
                 f"{order.tag}, round {order.round}: this peer computed other bits than another "
                 f"one; the run goes on with the other's"
             )
-            self._fault("divergence", DivergenceError(says))
+            self._telling.fault("divergence", DivergenceError(says))
 
     def _answer(self, order: StartReduce, state: CommittedState) -> None:
-        self._arrived.setdefault(order.tag, {})[state.root] = state
+        self._keeping.arrived(order.tag, state)
         self.mesh.reduced(order.round, order.attempt, state.root, tag=order.tag)
 
     def _failed(self, order: StartReduce, error: CollectiveError) -> None:
@@ -393,71 +351,19 @@ class Worker:
     def _committed(self, order: Committed, entry: RoundEntry) -> None:
         cell = entry.tag
         self._handovers[cell].committed(entry.round)
-        self._contributed.pop(cell, None)
+        self._contributed.discard(cell)
         result = self._results.pop(cell, None)
         self._mine.done.pop(cell, None)
-        if cell not in self._mine.keeps:
+        if cell not in self._keeping.cells:
             return
         busy = self._computing.job is not None and self._computing.job.cell == cell
-        if not self._agenda.leased(order.view.members, cell) and not busy:
-            self._drop(cell)  # others have the next round, and keep it
-            return
-        state = self._arrived.get(cell, {}).get(entry.state_root)
-        if state is None:
-            return  # it is being fetched
-        self._hold(cell, state)
-        loss = result.loss if result is not None else None
-        self._report(order, entry, loss)
-        self._on_round(cell, entry.round, loss)
-
-    # ------------------------------------------------------------------ what people see
-
-    def _report(self, order: Committed, entry: RoundEntry, loss: float | None) -> None:
-        now = time.monotonic()
-        seconds, self._since = now - self._since, now
-        log = self.mesh.log()
-        tokens = log.samples if log is not None else 0
-        sent, received = self.mesh.traffic()
-        shown = {"strategy": type(self.program).__name__, "loss": loss, "tokens": tokens}
-        self.mesh.telemetry(tag=entry.tag, **shown)
-        self.mesh.emit(
-            {
-                "event": "round",
-                "tag": entry.tag,
-                "lineage": order.view.lineage,
-                "epoch": order.view.epoch,
-                "round": entry.round,
-                "durable_round": entry.durable_round,
-                "participants": len(entry.contributions),
-                "state_hash": entry.state_root.hex(),
-                "loss": loss,
-                "tokens": tokens,
-                "bytes_sent": sent,
-                "bytes_received": received,
-                "seconds": round(seconds, 4),
-            }
-        )
-
-    def _report_end(self, log: LogState) -> None:
-        self.mesh.emit(
-            {
-                "event": "done",
-                "reason": "every cell is at its last round",
-                "round": max(scope.round for scope in log.scopes),
-                "tokens": log.samples,
-                "state_hash": whole_root(log).hex(),
-            }
-        )
-
-    def _fault(self, kind: str, error: StateError | DivergenceError) -> None:
-        self.mesh.emit({"event": "fault", "kind": kind, "peer": error.peer, "says": error.says})
-
-
-def whole_root(log: LogState) -> bytes:
-    """One hash of all cells' committed rounds."""
-    from decentral import _native
-
-    return bytes(_native.state_root([(scope.tag, scope.root) for scope in log.scopes]))
+        holders = [one.peer for one in entry.contributions]
+        if not busy and self._agenda.passed_on(order.view.members, cell, holders):
+            self._keeping.drop(cell)
+        elif self._keeping.committed(cell, entry.state_root):
+            loss = result.loss if result is not None else None
+            self._telling.round(order, entry, loss, self._replica_bytes)
+            self._on_round(cell, entry.round, loss)
 
 
 def _at(log: LogState) -> dict[str, int]:

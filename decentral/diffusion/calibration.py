@@ -12,7 +12,6 @@ import numpy as np
 
 from decentral.diffusion import flow
 from decentral.diffusion.ensemble import Ensemble
-from decentral.diffusion.seeds import numpy_random, torch_random
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,9 +41,8 @@ def calibrate(
     """From images [n, h, w] that neither router nor experts have seen."""
     x0 = ensemble.space.encode(images)
     classes = labels.astype(np.int64) if ensemble.program.config.conditional else None
-    t = flow.times(len(x0), torch_random("calibration", seed)).numpy()
-    noise = numpy_random("calibration", seed).standard_normal(x0.shape, dtype=np.float32)
-    logits = ensemble.logits((1 - t[:, None]) * x0 + t[:, None] * noise, t, classes)
+    t, _, x = flow.draw(x0, "calibration", seed)
+    logits = ensemble.logits(x, t, classes)
     own = ensemble.clusters_of(images)
     temperature = _best(logits, own)
     return Calibration(

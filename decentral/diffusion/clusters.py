@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from decentral.diffusion.seeds import numpy_random
+from decentral.errors import ConfigError
 
 if TYPE_CHECKING:
     from decentral.types import Array
@@ -48,10 +51,23 @@ def cluster(
     }
 
 
+def read_features(path: Path) -> Array:
+    """[n, f] fp32 of the training images, in their order: the one tensor of a safetensors file,
+    such as a large encoder has written. A ConfigError where the file is not that."""
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+    except Exception as error:  # safetensors has its own error types
+        raise ConfigError(f"{path} cannot be read: {error}", phase="data") from error
+    if len(tensors) != 1 or tensors[0].ndim != 2 or tensors[0].dtype != np.float32:
+        raise ConfigError(f"{path} is not one fp32 tensor [images, features]", phase="data")
+    return np.ascontiguousarray(tensors[0])
+
+
 def assign(features: Array, centroids: Array, coarse: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The clusters of images that were not there when the clusters were made. [n]"""
     nearest = nearest_of(torch.from_numpy(features), torch.from_numpy(np.array(centroids)))
-    return coarse[nearest.numpy()]
+    return np.asarray(coarse[nearest.numpy()])
 
 
 def manifest(assignment: NDArray[np.uint8], experts: int) -> list[dict[str, int | str]]:
@@ -67,7 +83,7 @@ def k_means(
     points: torch.Tensor, k: int, *, seed: int, beat: Callable[[], None] = lambda: None
 ) -> torch.Tensor:
     """Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii 2007). [n, f] → [k, f]"""
-    centres = _spread(points, torch.ones(len(points)), k, seed)
+    centres = _spread(points, torch.ones(len(points)), k, seed, beat)
     for _ in range(LLOYD_ROUNDS):
         beat()
         nearest = nearest_of(points, centres)
@@ -83,7 +99,9 @@ def k_means(
 def nearest_of(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     """Index of the nearest centre of each point. [n]"""
     half_norms = centres.square().sum(1) / 2
-    return torch.cat([(half_norms - some @ centres.T).argmin(1) for some in points.split(8192)])
+    return torch.cat(
+        [(half_norms - some @ centres.T).argmin(1) for some in torch.split(points, 8192)]
+    )
 
 
 def group(
@@ -91,7 +109,7 @@ def group(
 ) -> NDArray[np.uint8]:
     """Clusters of the centroids [fine, f] with about equal sums of `counts`. [fine]"""
     points, weights = torch.from_numpy(centroids), torch.from_numpy(counts).float()
-    centres = _spread(points, weights, experts, seed)
+    centres = _spread(points, weights, experts, seed, lambda: None)
     coarse = np.zeros(len(centroids), dtype=np.uint8)
     for _ in range(LLOYD_ROUNDS):
         costs = torch.cdist(points, centres).square().numpy()
@@ -120,12 +138,15 @@ def _fill(costs: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.u
     return chosen
 
 
-def _spread(points: torch.Tensor, weights: torch.Tensor, k: int, seed: int) -> torch.Tensor:
+def _spread(
+    points: torch.Tensor, weights: torch.Tensor, k: int, seed: int, beat: Callable[[], None]
+) -> torch.Tensor:
     """k-means++: each next centre is a point, by weight × squared distance to those before."""
     random = numpy_random("k-means++", seed, k)
     squares = torch.ones(len(points))
     centres: list[torch.Tensor] = []
     for _ in range(k):
+        beat()
         mass = (weights * squares).double().cumsum(0)
         at = torch.searchsorted(mass, random.random() * float(mass[-1]), right=True)
         centres.append(points[min(int(at), len(points) - 1)])

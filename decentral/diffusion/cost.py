@@ -31,11 +31,5 @@ def router_share(program: DiffusionProgram) -> float:
     return router / (flops["experts"] + router)
 
 
-def sampling_flops(program: DiffusionProgram, experts_asked: float, *, routed: bool) -> float:
-    """Per sample and solver evaluation."""
-    router = _parameters(program, ROUTER) if routed and program.config.experts > 1 else 0
-    return PASS * (_parameters(program, "expert/0") * experts_asked + router)
-
-
 def _parameters(program: DiffusionProgram, cell: str) -> int:
     return len(program.initial(cell)["param"])

@@ -15,6 +15,7 @@ from decentral.diffusion.program import CLUSTERS, ROUTER, DiffusionProgram
 from decentral.diffusion.sampling import Experts
 from decentral.diffusion.seeds import numpy_random, seed_of
 from decentral.diffusion.space import Pixels, Principal, Space, principal_features
+from decentral.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,11 +92,14 @@ class Ensemble:
         return self._run(self._router, x, t, classes)
 
     def clusters_of(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Of images [n, h, w] that the run has not seen. At random where the clusters are."""
+        """Of images [n, h, w] that the run has not seen. At random where the clusters are; a
+        ConfigError where they were made of features that were given."""
         config = self.program.config
         if config.clusters == "random":
             random = numpy_random("held out", self.program.seed)
             return random.integers(config.experts, size=len(images)).astype(np.uint8)
+        if not self.program.own_features:
+            raise ConfigError("the clusters are of features that only their encoder can tell")
         features = principal_features(images, self.program.images.shape, self._clusters)
         return clusters.assign(features, self._clusters["centroids"], self._clusters["coarse"])
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from decentral.diffusion import flow, routing
 from decentral.diffusion.ensemble import Ensemble
-from decentral.diffusion.seeds import numpy_random, torch_random
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,20 +35,15 @@ def validation_losses(
     if ensemble.program.config.experts == 1:
         ways = ("full",)
     x0 = np.tile(ensemble.space.encode(images), (TIMES, 1))
-    own = np.tile(ensemble.clusters_of(images), TIMES)
     classes = None
     if ensemble.program.config.conditional:
         classes = np.tile(labels.astype(np.int64), TIMES)
-    t = flow.times(len(x0), torch_random("validation", seed)).numpy()
-    noise = numpy_random("validation", seed).standard_normal(x0.shape, dtype=np.float32)
-    x = (1 - t[:, None]) * x0 + t[:, None] * noise
+    t, noise, x = flow.draw(x0, "validation", seed)
     p = ensemble.route(x, t, classes)
-    weights = {
-        way: np.eye(p.shape[1], dtype=np.float32)[own]
-        if way == "oracle"
-        else routing.weights(p, way)
-        for way in ways
-    }
+    weights = {way: routing.weights(p, way) for way in ways if way != "oracle"}
+    if "oracle" in ways:
+        own = np.tile(ensemble.clusters_of(images), TIMES)
+        weights["oracle"] = np.eye(p.shape[1], dtype=np.float32)[own]
     mixed: dict[str, Array] = {way: np.zeros_like(x0) for way in ways}
     for k in range(p.shape[1]):
         velocity = ensemble.velocity(k, x, t, classes)

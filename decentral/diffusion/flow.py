@@ -9,8 +9,15 @@ A sample is made by going from noise at t = 1 down to t = 0 along −u.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+
+from decentral.diffusion.seeds import numpy_random, torch_random
+
+if TYPE_CHECKING:
+    from decentral.types import Array
 
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """(x [n, dim], t [n], classes [n] or None) → [n, dim or experts]"""
@@ -26,6 +33,14 @@ def noisy(x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tenso
     """x_t: what a network sees at time t [n] of images x0 [n, dim]."""
     t = t[:, None]
     return (1 - t) * x0 + t * noise
+
+
+def draw(x0: Array, *seed: str | int) -> tuple[Array, Array, Array]:
+    """For evaluation, the same whenever the seed is: t [n], ε and x_t [n, dim]."""
+    t: Array = times(len(x0), torch_random(*seed)).numpy()
+    noise = numpy_random(*seed).standard_normal(x0.shape, dtype=np.float32)
+    x = noisy(*(torch.from_numpy(one) for one in (x0, t, noise))).numpy()
+    return t, noise, x
 
 
 def loss(

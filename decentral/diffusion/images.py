@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,8 +105,8 @@ def _idx(path: Path, axes: int) -> NDArray[np.uint8]:
     except (OSError, EOFError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", phase="data") from error
     start = 4 + 4 * axes
-    shape = tuple(int(n) for n in np.frombuffer(data[4:start], dtype=">u4"))
-    if data[:4] != _MAGIC[axes] or len(shape) != axes or len(data) - start != np.prod(shape):
+    shape = tuple(int.from_bytes(data[i : i + 4]) for i in range(4, start, 4))
+    if data[:4] != _MAGIC[axes] or len(data) - start != math.prod(shape):
         raise ConfigError(f"{path} is not an IDX file of bytes with {axes} axes", phase="data")
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
 

@@ -43,8 +43,10 @@ def _moments(features: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def kid(images: Array, samples: Array) -> float:
-    """Mean over subsets, with the kernel (a·b / f + 1)³."""
+    """Mean over subsets, with the kernel (a·b / f + 1)³, of features in units of the images'
+    spread."""
     random = numpy_random("kid")
+    images, samples = images / images.std(), samples / images.std()
     size = min(KID_SIZE, len(images), len(samples))
     found = []
     for _ in range(KID_SUBSETS):
@@ -55,7 +57,8 @@ def kid(images: Array, samples: Array) -> float:
 
 
 def _kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray((a @ b.T / a.shape[1] + 1) ** 3)
+    product = a @ b.T / a.shape[1] + 1
+    return np.asarray(product * product * product)  # numpy's ** is ten times as slow
 
 
 def _within(a: NDArray[np.float64]) -> float:

@@ -60,6 +60,10 @@ class DiffusionProgram(Program):
             raise ConfigError(f"{len(features)} features for {len(images.train)} images")
         if config.fine > len(images.train):
             raise ConfigError(f"{config.fine} fine centroids for {len(images.train)} images")
+        if 1 < config.experts > config.fine:
+            raise ConfigError(f"{config.fine} fine centroids for {config.experts} clusters")
+        if config.latent > images.shape[0] * images.shape[1]:
+            raise ConfigError(f"{config.latent} components of images with fewer pixels")
         self.images, self.config, self.seed = images, config, seed
         self._features = features
         self._device = device
@@ -78,6 +82,11 @@ class DiffusionProgram(Program):
         parts = tuple(part for expert in self.experts for part in self._parts(expert))
         student = (STUDENT,) if self.config.student_rounds else ()
         return (CLUSTERS, *router, *self.experts, *parts, *student)
+
+    @property
+    def own_features(self) -> bool:
+        """Whether clusters are made of components, and so can be told for any image."""
+        return self._features is None
 
     @property
     def fingerprint(self) -> bytes:
@@ -194,8 +203,7 @@ class DiffusionProgram(Program):
             return expert_round(self._task(inputs[0]), cell, round, before, beat)
 
     def _cluster(self, beat: Callable[[], None]) -> Arrays:
-        fitted = space.fit(self.images.train, self._components)
-        beat()
+        fitted = space.fit(self.images.train, self._components, beat=beat)
         if self.config.clusters == "random":
             places = numpy_random("clusters", self.seed).permutation(len(self.images.train))
             assignment = (places % self.config.experts).astype(np.uint8)

@@ -16,6 +16,7 @@ from decentral.diffusion.images import Images
 from decentral.diffusion.seeds import seed_of, torch_random
 from decentral.diffusion.space import Pixels, Principal
 from decentral.diffusion.training import Stretch, train, without_some_classes
+from decentral.errors import ConfigError
 
 if TYPE_CHECKING:
     from decentral.types import Array
@@ -44,6 +45,9 @@ class Task:
     ) -> Task:
         flow_space = Principal(images.shape, clustered) if config.latent else Pixels(images.shape)
         assigned = torch.tensor(clustered["assignment"]).long()
+        members = [torch.nonzero(assigned == k)[:, 0] for k in range(config.experts)]
+        if not all(len(one) for one in members):
+            raise ConfigError("a cluster is empty: ask for fewer experts, or more fine centroids")
         return cls(
             images=images,
             config=config,
@@ -52,7 +56,7 @@ class Task:
             x=torch.from_numpy(flow_space.encode(images.train)),
             labels=torch.tensor(images.labels).long() if config.conditional else None,
             clusters=assigned,
-            members=[torch.nonzero(assigned == k)[:, 0] for k in range(config.experts)],
+            members=members,
         )
 
     def classes(self, chosen: torch.Tensor, random: torch.Generator) -> torch.Tensor | None:
@@ -138,7 +142,8 @@ def student_round(
                 rows = torch.nonzero(own == k)[:, 0].to(task.device)
                 some = None if classes is None else classes[rows]
                 wanted[rows] = expert.network(x[rows], t[rows], some)
-        return (flat.network(x, t, classes) - wanted).square().mean()
+        velocity: torch.Tensor = flat.network(x, t, classes)
+        return (velocity - wanted).square().mean()
 
     stretch = Stretch(
         first=(round - 1) * config.steps,

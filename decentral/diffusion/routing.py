@@ -78,7 +78,9 @@ def drawn(p: Array, seed: int) -> NDArray[np.intp]:
     return chosen
 
 
-def counted(assignment: Array, labels: Array | None, experts: int, classes: int) -> Array:
+def counted(
+    assignment: NDArray[np.uint8], labels: NDArray[np.uint8] | None, experts: int, classes: int
+) -> Array:
     """p(k | class) of the training images: [classes, experts]; [1, experts] without labels."""
     rows = labels if labels is not None else np.zeros(len(assignment), dtype=np.uint8)
     counts = np.zeros((classes if labels is not None else 1, experts))

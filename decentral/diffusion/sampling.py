@@ -107,7 +107,7 @@ def sample(
     for t, after in pairwise(np.linspace(1, 0, how.steps + 1, dtype=np.float32)):
         u = field.at(x, t)
         if how.solver == "heun":
-            u = (u + field.at(x + (after - t) * u, after)) / 2
+            u = (u + field.at(x + (after - t) * u, after)) * np.float32(0.5)
         x += (after - t) * u
     return x
 

@@ -7,7 +7,7 @@ An MLP that is narrower than its input cannot pass noise through, so small ones 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -62,7 +62,9 @@ class Principal:
         return _bytes((x * self._scale) @ self._basis + self._mean).reshape(-1, *self._shape)
 
 
-def fit(images: NDArray[np.uint8], dim: int) -> dict[str, Array]:
+def fit(
+    images: NDArray[np.uint8], dim: int, *, beat: Callable[[], None] = lambda: None
+) -> dict[str, Array]:
     """The first `dim` principal components of images [n, h, w].
 
     space/mean [pixels], space/basis [dim, pixels] with orthonormal rows, space/scale [dim]: the
@@ -72,9 +74,10 @@ def fit(images: NDArray[np.uint8], dim: int) -> dict[str, Array]:
     pixels = torch.from_numpy(_signed(images))
     mean = pixels.mean(0, dtype=torch.float64)
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-    for some in pixels.split(8192):
+    for some in torch.split(pixels, 8192):
         centred = some.double() - mean
         covariance += centred.T @ centred
+        beat()
     variances, vectors = torch.linalg.eigh(covariance / len(images))
     basis = vectors.T.flip(0)[:dim]
     largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
@@ -88,7 +91,7 @@ def principal_features(
     images: NDArray[np.uint8], shape: tuple[int, int], fitted: Mapping[str, NDArray[Any]]
 ) -> Array:
     """Components that are not whitened, for clustering: distances are those between pixels."""
-    return Principal(shape, fitted).encode(images) * fitted["space/scale"]
+    return np.asarray(Principal(shape, fitted).encode(images) * fitted["space/scale"])
 
 
 def _signed(images: NDArray[np.uint8]) -> Array:
@@ -96,4 +99,5 @@ def _signed(images: NDArray[np.uint8]) -> Array:
 
 
 def _bytes(pixels: Array) -> NDArray[np.uint8]:
-    return np.clip(np.rint((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.clip(np.rint((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
+    return levels

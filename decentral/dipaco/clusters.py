@@ -9,6 +9,7 @@ ends with. Sums are fp64 in the order of samples, products are made by one threa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,24 +26,34 @@ SWEEPS, QUICK_SWEEPS = 30, 4
 """Times that each price is set anew, at the end and within an iteration of k-means."""
 
 
-def balanced_kmeans(x: Array, k: int, seed: int, *, balanced: bool = True) -> tuple[Array, Array]:
+def balanced_kmeans(
+    x: Array,
+    k: int,
+    seed: int,
+    *,
+    balanced: bool = True,
+    beat: Callable[[], None] = lambda: None,
+) -> tuple[Array, Array]:
     """(weights float32 [k, d], bias float32 [k]) of the linear router, for samples x [n, d].
 
     The best of a few k-means++ starts by total squared distance."""
     few = x[:SAMPLES]
-    found = [_kmeans(few, k, seed, start, balanced) for start in range(STARTS)]
+    found = [_kmeans(few, k, seed, start, balanced, beat) for start in range(STARTS)]
     _, centroids, bias = min(found, key=lambda one: one[0])
     if balanced:
-        bias = prices(_scores(x, centroids), bias)
+        bias = prices(_scores(x, centroids), bias, beat=beat)
     return 2 * centroids, bias - (centroids * centroids).sum(1)
 
 
-def _kmeans(x: Array, k: int, seed: int, start: int, balanced: bool) -> tuple[float, Array, Array]:
+def _kmeans(
+    x: Array, k: int, seed: int, start: int, balanced: bool, beat: Callable[[], None]
+) -> tuple[float, Array, Array]:
     """(cost, centroids [k, d], prices [k]) from one start."""
     random = np.random.Generator(np.random.Philox(key=[seed, start]))
     centroids, bias = _plus_plus(x, k, random), np.zeros(k, np.float32)
     labels = np.full(len(x), -1)
     for _ in range(ITERATIONS):
+        beat()
         scores = _scores(x, centroids)
         if balanced:
             bias = prices(scores, bias, QUICK_SWEEPS)
@@ -54,7 +65,12 @@ def _kmeans(x: Array, k: int, seed: int, start: int, balanced: bool) -> tuple[fl
     return -float(chosen.sum(dtype=np.float64)), centroids, bias
 
 
-def prices(scores: Array, start: Array | None = None, sweeps: int = SWEEPS) -> Array:
+def prices(
+    scores: Array,
+    start: Array | None = None,
+    sweeps: int = SWEEPS,
+    beat: Callable[[], None] = lambda: None,
+) -> Array:
     """float32 [k] to add to scores [n, k] so that each column is the largest of about n/k rows."""
     n, k = scores.shape
     bias = np.zeros(k, np.float32) if start is None else start.copy()
@@ -62,6 +78,7 @@ def prices(scores: Array, start: Array | None = None, sweeps: int = SWEEPS) -> A
         return bias
     share = max(1, n // k)
     for _ in range(sweeps):
+        beat()
         for column in range(k):
             others = np.delete(scores, column, 1) + np.delete(bias, column)
             # A row is won by any price above what its best other column offers more.

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from decentral.data.order import permute
 from decentral.dipaco.documents import Documents
 from decentral.errors import ConfigError
-from decentral.recipes.corpus import standard_library
+from decentral.recipes.corpus import sources, standard_library
 
 PACKAGES: Mapping[str, tuple[str, str]] = {
     "kernel": ("linux-doc-6.1", "usr/share/doc/linux-doc*/**/*.rst.gz"),
@@ -58,27 +58,26 @@ def fetched() -> bool:
 
 
 @cache
-def documents(
-    train: int, reserved: int = 250, validation: int = 250, length: int = 160
-) -> Documents:
-    """At most so many windows of `length` bytes per domain and part, in a shuffled order.
+def documents(train: int, reserved: int, validation: int, length: int = 160) -> Documents:
+    """About so many windows of `length` bytes per part (fewer where a domain has not its share of
+    them), in a shuffled order.
 
     The eight domains if they were fetched, else the two of the standard library. The part of a
     window follows from the hash of the text around it, so no text is in two parts."""
-    sources = _eight() if fetched() else _two()
+    texts = _eight() if fetched() else _two()
     wanted = {"train": train, "reserved": reserved, "validation": validation}
     found: dict[str, list[NDArray[np.uint8]]] = {part: [] for part in wanted}
     labels: dict[str, list[NDArray[np.uint8]]] = {part: [] for part in wanted}
-    for number, text in enumerate(sources.values()):
+    for number, text in enumerate(texts.values()):
         for part, windows in _parts(text, length).items():
-            few = _some(windows, wanted[part])
+            few = _some(windows, wanted[part] // len(texts))
             found[part].append(few)
             labels[part].append(np.full(len(few), number, np.uint8))
     joined = {part: np.concatenate(found[part]) for part in wanted}
     order = {part: _shuffled(len(joined[part])) for part in wanted}
     return Documents(
         **{part: joined[part][order[part]] for part in wanted},
-        domains=tuple(sources),
+        domains=tuple(texts),
         train_domains=np.concatenate(labels["train"])[order["train"]],
         validation_domains=np.concatenate(labels["validation"])[order["validation"]],
     )
@@ -99,12 +98,9 @@ def _two() -> dict[str, bytes]:
 
 
 def _modules() -> Iterator[str]:
-    """The standard library's own packages: those whose names carry their documentation."""
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        parts = path.relative_to(root).parts
-        if not {"site-packages", "dist-packages", "test", "tests"} & set(parts):
-            yield path.read_text(errors="replace")
+    """The standard library's own, as text."""
+    for path in sources(Path(sysconfig.get_path("stdlib"))):
+        yield path.read_text(errors="replace")
 
 
 def apart(source: str) -> tuple[str, str]:

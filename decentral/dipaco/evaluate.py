@@ -21,7 +21,8 @@ from decentral.dataflow.program import Arrays
 from decentral.dipaco import router
 from decentral.dipaco.documents import Tokens
 from decentral.dipaco.inner import judge
-from decentral.dipaco.program import ROUTER, DiPaCo
+from decentral.dipaco.path_round import ROUTER
+from decentral.dipaco.program import DiPaCo
 from decentral.errors import ConfigError
 
 if TYPE_CHECKING:

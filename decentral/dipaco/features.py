@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _FIRST, _SECOND = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
 """Odd, with well-mixed bits (xxHash's primes)."""
-_ROWS = 4096
+_ROWS, _JUDGED = 4096, 64
+"""Contexts at a time."""
 
 
 def pairs(ids: Tokens, size: int) -> Array:
@@ -42,7 +43,9 @@ def pairs(ids: Tokens, size: int) -> Array:
     return out
 
 
-def pooled(model: nn.Module, submodule: str, batch: int = 64) -> Callable[[Tokens], Array]:
+def pooled(
+    model: nn.Module, submodule: str, beat: Callable[[], None] = lambda: None
+) -> Callable[[Tokens], Array]:
     """Features by a language model: a submodule's output [n, C, d], averaged over the context.
 
     float32 [n, d], each of length 1. ConfigError if the model has no such submodule."""
@@ -58,8 +61,9 @@ def pooled(model: nn.Module, submodule: str, batch: int = 64) -> Callable[[Token
         hook = part.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
         try:
             with torch.no_grad():
-                for start in range(0, len(ids), batch):
-                    model(torch.from_numpy(ids[start : start + batch].astype(np.int64)))
+                for start in range(0, len(ids), _JUDGED):
+                    beat()
+                    model(torch.from_numpy(ids[start : start + _JUDGED].astype(np.int64)))
                     rows.append(F.normalize(seen.pop().mean(1), dim=1).numpy())
         finally:
             hook.remove()

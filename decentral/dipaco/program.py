@@ -28,9 +28,17 @@ from decentral.dipaco.documents import Documents
 from decentral.dipaco.features import pairs, pooled
 from decentral.dipaco.flat import FlatModel
 from decentral.dipaco.grid import Module, Path
-from decentral.dipaco.inner import Inner, Moments, derived, judge, seeded, train
+from decentral.dipaco.inner import Inner, derived, seeded
 from decentral.dipaco.outer import Outer
-from decentral.dipaco.phases import PathRound, Phases
+from decentral.dipaco.path_round import (
+    BASE,
+    EXP_AVG,
+    EXP_AVG_SQ,
+    ROUTER,
+    path_round,
+    pretraining_round,
+)
+from decentral.dipaco.phases import Phases
 from decentral.dipaco.router import SHARDS, Featurize, Routing
 from decentral.dipaco.split import PRIVATE, Group, Split
 from decentral.errors import ConfigError
@@ -41,8 +49,6 @@ from decentral.types import TensorSpec
 if TYPE_CHECKING:
     from decentral.types import Array
 
-BASE, ROUTER = "base", "router"
-EXP_AVG, EXP_AVG_SQ = "adam/exp_avg", "adam/exp_avg_sq"
 VERSION = "dipaco/1"
 """Raised with any change that gives other results."""
 
@@ -89,7 +95,7 @@ class DiPaCo:
                 f"a prefix of {self.routing.prefix} tokens leaves nothing of documents of "
                 f"{self.documents.length} to judge"
             )
-        assert self.plan  # its own checks
+        assert self.plan and self.schema(ROUTER)  # their own checks
 
     # ------------------------------------------------------------------ what there is
 
@@ -184,7 +190,7 @@ class DiPaCo:
             spec.name: np.zeros(spec.shape, spec.dtype) for spec in self.schema(cell)
         }
         if cell in self.paths:
-            zeros["validation"][:] = np.inf
+            zeros["validation"][:] = np.finfo(np.float32).max
         return zeros
 
     # ------------------------------------------------------------------ what a round does
@@ -199,126 +205,31 @@ class DiPaCo:
     ) -> Computed:
         torch.set_num_threads(self.torch_threads)
         if cell == BASE:
-            return self._pretrain(round, before, beat)
+            return pretraining_round(self, round, before, beat)
         if cell == ROUTER:
-            return Computed(tensors=self._route(round, before, inputs))
+            return Computed(tensors=self._route(round, before, inputs, beat))
         if cell in self.modules:
             level = self.modules[cell].level
             if round == 1:
                 return Computed(tensors=self.outer.found(inputs[0][f"theta/{level}"]))
             return Computed(tensors=self.outer.step(before, level, inputs))
-        return self._path(self.paths[cell], round, before, inputs, beat)
+        return path_round(self, self.paths[cell], round, before, inputs, beat)
 
-    def _pretrain(self, round: int, before: Arrays, beat: Callable[[], None]) -> Computed:
-        """Like a path's, on all documents."""
-        theta = np.concatenate([before[f"theta/{group.name}"] for group in self.split.groups])
-        steps = self.inner.steps
-        with seeded(derived(self.seed, BASE, round)):
-            model = self.build().load(theta)
-            moments, loss = train(
-                model,
-                Moments(before[EXP_AVG], before[EXP_AVG_SQ]),
-                self.documents.train,
-                self.inner,
-                first=(round - 1) * steps,
-                steps=steps,
-                of=self.total_steps,
-                seed=derived(self.seed, BASE, "order"),
-                beat=beat,
-            )
-        tensors: dict[str, NDArray[Any]] = {
-            f"theta/{group.name}": model.theta[group.where] for group in self.split.groups
-        }
-        tensors |= {EXP_AVG: moments.exp_avg, EXP_AVG_SQ: moments.exp_avg_sq}
-        return Computed(tensors=tensors, tokens=self._tokens, loss=loss)
-
-    def _path(
-        self,
-        path: Path,
-        round: int,
-        before: Arrays,
-        inputs: Sequence[Arrays],
-        beat: Callable[[], None],
-    ) -> Computed:
-        doing, levels = self.plan.path[round - 1], len(self.split.levels)
-        shards = inputs[0]
-        own, moments = before, Moments(before[EXP_AVG], before[EXP_AVG_SQ])
-        if round == 1:
-            moments = Moments(inputs[levels + 1][EXP_AVG], inputs[levels + 1][EXP_AVG_SQ])
-            if self.split.private is not None:
-                own = {**before, PRIVATE: inputs[levels + 2][f"theta/{PRIVATE}"]}
-        theta = self._joined([one["theta"] for one in inputs[1 : levels + 1]], own)
-        tensors: dict[str, NDArray[Any]] = {**own}
-        with seeded(derived(self.seed, path.cell, round)):
-            model = self.build().load(theta)
-            tensors |= self._validated(path, model, shards, own, beat)
-            if not doing.train:
-                tensors |= self._scored(doing, model, tensors, beat)
-                return Computed(tensors=tensors, loss=float(tensors["validation"][0]))
-            mine = self.shard(path, shards)
-            loss = None
-            if len(mine):
-                moments, loss = train(
-                    model,
-                    moments,
-                    self.documents.train[mine],
-                    self.inner,
-                    first=self.first_step + (doing.phase - 1) * self.inner.steps,
-                    steps=self.inner.steps,
-                    of=self.total_steps,
-                    seed=derived(self.seed, path.cell, "order"),
-                    beat=beat,
-                )
-        tensors |= {EXP_AVG: moments.exp_avg, EXP_AVG_SQ: moments.exp_avg_sq}
-        for level, group in enumerate(self.split.levels):
-            delta = theta[group.where] - model.theta[group.where]
-            tensors |= self.outer.pack(level, delta, float(len(mine)))
-        if self.split.private is not None:
-            tensors[PRIVATE] = model.theta[self.split.private.where]
-        return Computed(tensors=tensors, tokens=self._tokens if len(mine) else 0, loss=loss)
-
-    def _validated(
-        self, path: Path, model: FlatModel, shards: Arrays, own: Arrays, beat: Callable[[], None]
-    ) -> dict[str, NDArray[Any]]:
-        """How good the path is with averaged modules: its loss now, and its lowest so far."""
-        held_out = np.flatnonzero(shards[SHARDS + "validation"] == path.id)
-        few = self.documents.validation[held_out[: self.validation_documents]]
-        now = float(judge(model.model, few, self.routing.prefix, beat).mean()) if len(few) else 0.0
-        lowest = float(own["validation"][1])
-        found: dict[str, NDArray[Any]] = {
-            "validation": np.array([now, min(now, lowest)], np.float32)
-        }
-        if self.early_stopping and (now < lowest or not len(few)):
-            found["best"] = model.theta.copy()
-        return found
-
-    def _scored(
-        self, doing: PathRound, model: FlatModel, tensors: Arrays, beat: Callable[[], None]
-    ) -> dict[str, NDArray[Any]]:
-        """Nothing more is given to modules; the reserved documents are judged if that is due."""
-        made: dict[str, NDArray[Any]] = {
-            name: np.zeros_like(one) for name, one in tensors.items() if name.startswith("delta/")
-        }
-        if doing.label:
-            if self.early_stopping:
-                model.load(tensors["best"])
-            losses = judge(model.model, self.documents.reserved, self.routing.prefix, beat)
-            made["scores"] = losses.mean(1)
-        return made
-
-    def _route(self, round: int, before: Arrays, inputs: Sequence[Arrays]) -> Arrays:
+    def _route(
+        self, round: int, before: Arrays, inputs: Sequence[Arrays], beat: Callable[[], None]
+    ) -> Arrays:
         lm = {name: one for name, one in before.items() if name == router.ROUTE + "lm"}
         if self._lm and round == 1:
             base = [inputs[0][f"theta/{group.name}"] for group in self.split.groups]
-            lm = {"route/lm": self._joined(base)}
-        featurize = self.featurizer(lm)
+            lm = {"route/lm": self.joined(base)}
+        featurize, known = self.featurizer(lm, beat), self.documents
         if round == 1:
             alternatives = self.split.grid.alternatives
             seed = derived(self.seed, ROUTER)
-            made = router.generative(self.routing, alternatives, self.documents, featurize, seed)
+            made = router.generative(self.routing, alternatives, known, featurize, seed, beat)
         else:
             scores = np.stack([one["scores"] for one in inputs])
-            made = router.discriminative(self.routing, self.documents, featurize, scores)
+            made = router.discriminative(self.routing, known, featurize, scores, beat)
         return {**made, **lm}
 
     # ------------------------------------------------------------------ what others ask for
@@ -328,11 +239,11 @@ class DiPaCo:
         with seeded(derived(self.seed, "model")):
             return FlatModel(self.model(), self.split)
 
-    def featurizer(self, route: Arrays) -> Featurize:
+    def featurizer(self, route: Arrays, beat: Callable[[], None] = lambda: None) -> Featurize:
         """What turns contexts into the features that `route` (a router's state) wants."""
         if self._lm:
             model = self.build().load(route["route/lm"])
-            return pooled(model.model, self.routing.lm_module)
+            return pooled(model.model, self.routing.lm_module, beat)
         return lambda ids: pairs(ids, self.routing.size)
 
     def shard(self, path: Path, shards: Arrays) -> NDArray[np.int64]:
@@ -345,7 +256,7 @@ class DiPaCo:
         own = states[cell]
         if self.early_stopping:
             return np.asarray(own["best"])
-        return self._joined([states[one.cell]["theta"] for one in self.paths[cell].modules], own)
+        return self.joined([states[one.cell]["theta"] for one in self.paths[cell].modules], own)
 
     @property
     def first_step(self) -> int:
@@ -355,6 +266,18 @@ class DiPaCo:
     @property
     def total_steps(self) -> int:
         return self.first_step + self.phases * self.inner.steps
+
+    def joined(self, shared: Sequence[Array], own: Arrays | None = None) -> Array:
+        """One flat buffer of a path's modules and, from its state, its private part."""
+        theta, at = aligned_zeros(self.split.size), 0
+        for part in [*shared, *([own[PRIVATE]] if own is not None and PRIVATE in own else [])]:
+            theta[at : at + part.size] = part
+            at += part.size
+        return theta
+
+    @property
+    def tokens_per_round(self) -> int:
+        return self.inner.steps * self.inner.batch_size * self.documents.length
 
     # ------------------------------------------------------------------ details
 
@@ -375,10 +298,6 @@ class DiPaCo:
         return tuple(path.cell for path in self.split.grid.paths if path.replica == 0)
 
     @property
-    def _tokens(self) -> int:
-        return self.inner.steps * self.inner.batch_size * self.documents.length
-
-    @property
     def _moments(self) -> tuple[TensorSpec, TensorSpec]:
         return _float(EXP_AVG, self.split.size), _float(EXP_AVG_SQ, self.split.size)
 
@@ -394,14 +313,6 @@ class DiPaCo:
 
     def _base(self, prefix: str) -> Input:
         return Input(BASE, self.pretraining, prefix)
-
-    def _joined(self, shared: Sequence[Array], own: Arrays | None = None) -> Array:
-        """One flat buffer of a path's modules and, from its state, its private part."""
-        theta, at = aligned_zeros(self.split.size), 0
-        for part in [*shared, *([own[PRIVATE]] if own is not None and PRIVATE in own else [])]:
-            theta[at : at + part.size] = part
-            at += part.size
-        return theta
 
 
 def _float(name: str, size: int) -> TensorSpec:

@@ -95,19 +95,24 @@ def generative(
     documents: Documents,
     featurize: Featurize,
     seed: int,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, NDArray[np.generic]]:
     """Round 1: k-means over the training documents' prefixes."""
     x = featurize(documents.train[:, : routing.prefix])
     paths = int(np.prod(alternatives))
     if routing.product:
-        weights, bias = _product(routing, alternatives, x, seed)
+        weights, bias = _product(routing, alternatives, x, seed, beat)
     else:
-        weights, bias = balanced_kmeans(x, paths, seed, balanced=routing.balanced)
+        weights, bias = balanced_kmeans(x, paths, seed, balanced=routing.balanced, beat=beat)
     return _state(routing, documents, featurize, x, weights, bias, np.zeros_like(bias))
 
 
 def discriminative(
-    routing: Routing, documents: Documents, featurize: Featurize, scores: Array
+    routing: Routing,
+    documents: Documents,
+    featurize: Featurize,
+    scores: Array,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, NDArray[np.generic]]:
     """A later round: `scores` float32 [P, reserved documents], mean nats; the lowest is the label.
 
@@ -115,16 +120,22 @@ def discriminative(
     is, for a document goes where it is known best and not where there is room."""
     labels = scores.argmin(0)
     weights, bias = logistic(
-        featurize(documents.reserved[:, : routing.prefix]), labels, len(scores), routing.l2
+        featurize(documents.reserved[:, : routing.prefix]), labels, len(scores), routing.l2, beat
     )
     x = featurize(documents.train[:, : routing.prefix])
     priced = np.zeros_like(bias)
     if routing.balanced:
-        priced = prices(product(x, np.ascontiguousarray(weights.T)) + bias)
+        priced = prices(product(x, np.ascontiguousarray(weights.T)) + bias, beat=beat)
     return _state(routing, documents, featurize, x, weights, bias, priced)
 
 
-def logistic(x: Array, labels: NDArray[np.int64], classes: int, l2: float) -> tuple[Array, Array]:
+def logistic(
+    x: Array,
+    labels: NDArray[np.int64],
+    classes: int,
+    l2: float,
+    beat: Callable[[], None] = lambda: None,
+) -> tuple[Array, Array]:
     """(weights float32 [classes, d], bias float32 [classes]) of multinomial logistic regression,
     by L-BFGS in fp64 from zero."""
     inputs, targets = torch.from_numpy(x).double(), torch.from_numpy(labels)
@@ -133,6 +144,7 @@ def logistic(x: Array, labels: NDArray[np.int64], classes: int, l2: float) -> tu
     optimizer = torch.optim.LBFGS([weights, bias], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
+        beat()
         optimizer.zero_grad()
         value = torch.nn.functional.cross_entropy(inputs @ weights.T + bias, targets)
         value = value + l2 * (weights * weights).sum()
@@ -169,14 +181,20 @@ def _state(
 
 
 def _product(
-    routing: Routing, alternatives: Sequence[int], x: Array, seed: int
+    routing: Routing,
+    alternatives: Sequence[int],
+    x: Array,
+    seed: int,
+    beat: Callable[[], None],
 ) -> tuple[Array, Array]:
     """Path (i, j, …) scores the sum of its levels' scores, each on its own part of the features."""
     ends = [x.shape[1] * level // len(alternatives) for level in range(len(alternatives) + 1)]
     weights, bias = np.zeros((1, 0), np.float32), np.zeros(1, np.float32)
     for level, k in enumerate(alternatives):
         part = np.ascontiguousarray(x[:, ends[level] : ends[level + 1]])
-        more, its_bias = balanced_kmeans(part, k, seed + level, balanced=routing.balanced)
+        more, its_bias = balanced_kmeans(
+            part, k, seed + level, balanced=routing.balanced, beat=beat
+        )
         # The last level varies fastest, as in Grid.choice.
         weights = np.concatenate([np.repeat(weights, k, 0), np.tile(more, (len(weights), 1))], 1)
         bias = (bias[:, None] + its_bias[None, :]).ravel()

@@ -1,11 +1,13 @@
-"""Bytes that the peer of one path moves per phase, from the cells' schemas.
+"""Bytes that the peer of one path sends per phase, from the cells' schemas.
 
-    it fetches   θ of each of its modules (each module is computed by two peers, who fetch the Δ)
-    it sends     Δ of each module to those two
-    replica      its whole state, to the path's second holder: counted apart
+Every module's round is computed by two peers, each for itself. Where they stand decides:
 
-Against DiLoCo's ring all-reduce of the same model, 2 (n − 1)/n · S sent (and received) per peer.
-What a peer holds itself it need not fetch: the numbers here are the most that it can take.
+    the module's own two paths'   each sends its Δ to the other, and has θ at once       1 Δ
+    two other peers               each path sends Δ twice, and θ comes back              2 Δ + θ
+
+Against DiLoCo's ring all-reduce of the same model: 2 (n − 1)/n · S per peer. A path's state goes
+to its second holder besides: replica bytes, counted apart. DiLoCo has none, because all its state
+but the inner moments is everywhere; what it does not replicate it loses.
 """
 
 from __future__ import annotations
@@ -19,24 +21,29 @@ from decentral.types import TensorSpec
 
 _BYTES = {"float32": 4, "uint8": 1}
 HOLDERS = 2
-"""Peers that compute a module's round, each for itself."""
+"""Peers that compute a module's round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
     """Bytes per phase and path."""
 
-    module: int
-    """θ of all its modules: what it fetches before a phase."""
     delta: int
     """Its Δ for all its modules, once."""
+    module: int
+    """θ of all its modules."""
     replica: int
     """All of its state."""
 
     @property
-    def exchanged(self) -> int:
-        """Δ out and θ in, each once: what an ideal exchange moves."""
-        return self.module + self.delta
+    def beside_its_modules(self) -> int:
+        """Sent if its modules are computed by the peers of their own two paths."""
+        return self.delta * (HOLDERS - 1)
+
+    @property
+    def far_from_its_modules(self) -> int:
+        """Moved if others compute all of them: Δ to both, θ from one."""
+        return self.delta * HOLDERS + self.module
 
 
 def traffic(program: DiPaCo) -> Traffic:
@@ -44,8 +51,8 @@ def traffic(program: DiPaCo) -> Traffic:
     modules = (program.schema(module.cell) for module in path.modules)
     state = program.schema(cell)
     return Traffic(
-        module=sum(size_of(spec for spec in schema if spec.name == "theta") for schema in modules),
         delta=size_of(spec for spec in state if spec.name.startswith("delta/")),
+        module=sum(size_of(spec for spec in schema if spec.name == "theta") for schema in modules),
         replica=size_of(state),
     )
 

@@ -47,7 +47,7 @@ def read_corpus(root: Path) -> Corpus:
     train: list[bytes] = []
     validation: list[bytes] = []
     seen: set[bytes] = set()
-    for path in _sources(root):
+    for path in sources(root):
         text = path.read_bytes()
         digest = hashlib.sha256(text).digest()
         if digest in seen or not text:
@@ -67,7 +67,8 @@ def read_corpus(root: Path) -> Corpus:
     )
 
 
-def _sources(root: Path) -> list[Path]:
+def sources(root: Path) -> list[Path]:
+    """The library's own files, in the same order everywhere."""
     paths = (
         path
         for path in root.rglob("*.py")

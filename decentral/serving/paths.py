@@ -23,7 +23,8 @@ from decentral.dipaco import router
 from decentral.dipaco.features import pairs, pooled
 from decentral.dipaco.flat import FlatModel
 from decentral.dipaco.inner import derived, seeded
-from decentral.dipaco.program import ROUTER, DiPaCo
+from decentral.dipaco.path_round import ROUTER
+from decentral.dipaco.program import DiPaCo
 from decentral.dipaco.router import ROUTE, Featurize
 from decentral.dipaco.split import PRIVATE
 from decentral.errors import ConfigError, StateError

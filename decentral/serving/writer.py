@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from decentral.dipaco.program import ROUTER, DiPaCo
+from decentral.dipaco.path_round import ROUTER
+from decentral.dipaco.program import DiPaCo
 from decentral.errors import CallError, ConfigError, DecentralError, StateError
 from decentral.peer.views_log import LogState
 from decentral.serving.keepers import Asked

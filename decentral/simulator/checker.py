@@ -135,7 +135,8 @@ class Checker:
         if entry.round != last + 1 and last:
             self.violation(f"I2: round {entry.round} {entry.tag} follows {last} in {lineage}")
         log.at[entry.tag] = (entry.round, entry.state_root)
-        work = [one.tokens for one in entry.contributions]
+        # 0: ready to keep what others have worked out, where that is what a round is about.
+        work = [one.tokens for one in entry.contributions if one.tokens]
         used = [one for part in entry.contributions for one in part.leases]
         before = {one for *_, done, _ in log.rounds for one in done}
         twice = before & set(work)

@@ -33,6 +33,7 @@ from decentral.peer.protocol import (
 from decentral.simulator.checker import VOTES
 from decentral.simulator.conditions import draw_machine
 from decentral.simulator.disk import Disk
+from decentral.simulator.keepers import Keepers
 from decentral.simulator.network import Link
 from decentral.simulator.trainer import Trainer
 from decentral.types import PeerId
@@ -78,7 +79,7 @@ class Node:
         self.faults: list[Fault] = []
         self.takes: tuple[str, ...] | None = None
         """The tags that this peer takes part in; None: all."""
-        self.trainer = Trainer(self)
+        self.trainer = self._new_trainer()
         self._frozen_until = 0.0
         self._suspended_at: float | None = None
         self._waiting: deque[Event] = deque()
@@ -99,18 +100,24 @@ class Node:
         self.left = self.frozen = self._syncing = False
         self._rest = None
         self.incarnation = 1
-        self.trainer = Trainer(self)
+        self.trainer = self._new_trainer()
         boot = hashlib.sha256(f"{self.index} {self.life}".encode()).digest()[:16]
         seed = world.seed * 1_000_003 + self.index * 1009 + self.life
         record = self.disk.read()
-        config = replace(world.config, takes=self.takes) if self.takes else world.config
+        takes = () if world.config.copies else self.takes
+        config = world.config if takes is None else replace(world.config, takes=takes)
         self.core = PeerCore(config, self.peer, self.name, self.address, boot, record, seed)
         self._timer = -1.0
         world.trace(self, b"boot")
         self._execute(self.core.start(self.clock(), found))
         if self.core is not None:
             self.trainer.boot()
+            if found and isinstance(self.trainer, Keepers):
+                self.trainer.found()
             self._knock(self.life, entries)
+
+    def _new_trainer(self) -> Trainer:
+        return Keepers(self) if self.world.config.copies else Trainer(self)
 
     def _knock(self, life: int, entries: tuple[PeerId, ...]) -> None:
         """Try the addresses of the invite until a member is known, as the runtime does."""

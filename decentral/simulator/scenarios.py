@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 from decentral.peer.protocol import CoreConfig
 from decentral.simulator.conditions import draw_conditions
@@ -49,11 +50,15 @@ def simulated_config(lease_samples: int = 64) -> CoreConfig:
     )
 
 
-def make_world(seed: int, peers: int, duration_s: float = DURATION_S) -> World:
+def make_world(seed: int, peers: int, duration_s: float = DURATION_S, copies: int = 0) -> World:
     """A founder, and the others joining it within the first seconds."""
     world = World(seed, simulated_config())
     world.conditions = draw_conditions(world.rng, duration_s)
-    world.config = _draw_rounds(world.rng, world.config, peers)
+    if copies:
+        tags = tuple(f"cell/{number}" for number in range(2 * peers))
+        world.config = replace(world.config, tags=tags, copies=copies, lease_samples=0)
+    else:
+        world.config = _draw_rounds(world.rng, world.config, peers)
     founder = world.add()
     founder.boot(found=True)
     for _ in range(peers - 1):
@@ -76,6 +81,8 @@ class Scenario:
     weights: dict[str, float]
     most_peers: float = 1.25
     """Newcomers come until there are so many times the peers that it began with."""
+    copies: int = 0
+    """Instead of sums that all contribute to: tags that so many members keep (`keepers.py`)."""
     loss: float | None = None
     nat_share: float | None = None
 
@@ -98,7 +105,7 @@ class Scenario:
             at += rng.expovariate(1 / world.conditions.fault_every_s)
 
 
-def _only(*kinds: str, **special: float) -> Scenario:
+def _only(*kinds: str, **special: Any) -> Scenario:
     return Scenario({kind: WEIGHTS[kind] for kind in kinds}, **special)
 
 
@@ -118,6 +125,7 @@ SCENARIOS: dict[str, Scenario] = {
     "nat": Scenario({"crash": 1.0, "reset": 1.0}, nat_share=0.5),
     "wishes": _only("halt", "undo", "crash"),
     "comings": _only("leave", "newcomer", "crash"),
+    "leases": _only("crash", "leave", "newcomer", "reset", "pause", copies=2),
     "storms": _only("crush", "crowd", most_peers=3.0),
 }
 
@@ -135,7 +143,7 @@ def simulate(
     prepare: Callable[[World], None] | None = None,
 ) -> Report:
     """Run one seed to its end and check everything that must hold."""
-    world = make_world(seed, peers, duration_s)
+    world = make_world(seed, peers, duration_s, SCENARIOS[scenario].copies)
     if prepare is not None:
         prepare(world)
     faults_end = duration_s - HEAL_S - quiet_s(world)

@@ -14,7 +14,7 @@ __all__ = ["CallAction", "Connect", "Ended", "Expect", "Forget", "Run", "SendBod
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Get a link to it; `Caller.link_up` once there is one."""
+    """Get a link to it; `Caller.link_up` once there is one, `Caller.down` if there will be none."""
 
     peer: PeerId
 

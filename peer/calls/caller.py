@@ -116,6 +116,15 @@ class Caller:
             if call.peer == peer and call.at is _At.WAITING
         ]
 
+    def down(self, peer: PeerId, says: str) -> list[CallAction]:
+        """There is no use in waiting for a link to it."""
+        waiting = [
+            call for call in self._open.values() if call.peer == peer and call.at is _At.WAITING
+        ]
+        for call in waiting:
+            del self._open[call.number]
+        return [self._ended(call, "connect", says) for call in waiting]
+
     def link_down(self, peer: PeerId, says: str) -> list[CallAction]:
         """What was asked on that link is not answered on another: it may have been done."""
         actions: list[CallAction] = []

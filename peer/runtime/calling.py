@@ -39,6 +39,7 @@ from decentral.peer.calls.messages import (
     Send,
     unpack_message,
 )
+from decentral.peer.member import DEAD, LEFT, NOBODY
 from decentral.peer.transfer import KeyMaker
 from decentral.types import PeerId
 
@@ -162,6 +163,10 @@ class Calling:
             match action:
                 case Tell(peer, message):
                     self._node.links.send(peer, message, PRIORITY)
+                case Connect(peer) if self._is_gone(peer):
+                    self._do(
+                        self._caller.down(peer, "it has died or left, as far as is known here")
+                    )
                 case Connect(peer):
                     self._node.want_links((peer,))
                 case SendBody(peer, key, body):
@@ -181,6 +186,10 @@ class Calling:
                     if future is not None:
                         _settle(future, outcome)
         self._set_timer()
+
+    def _is_gone(self, peer: PeerId) -> bool:
+        core = self._node.core
+        return core is not None and core.membership.members.get(peer, NOBODY).state in (DEAD, LEFT)
 
     def _expect(self, wanted: Expect) -> None:
         link = self._node.links.get(wanted.peer)

@@ -100,7 +100,11 @@ def test_a_callee_is_killed_in_the_middle(crew: Crew) -> None:
     begun = time.monotonic()
     first.kill()
     error = failure(napping)
-    assert (error.phase, error.peer) == ("link", first.me) and time.monotonic() - begun < 3
+    assert (error.phase, error.peer) == ("link", first.me) and time.monotonic() - begun < 6
+    begun = time.monotonic()
+    error = failure(mesh.call(first.me, "echo", b"", 60))
+    assert (error.phase, error.peer) == ("connect", first.me)
+    assert time.monotonic() - begun < 6, "a dead one is waited for"
     before = mesh.traffic()[1]
     coming = mesh.call(second.me, "grow", str(len(LARGE)).encode(), 60)
     until(lambda: mesh.traffic()[1] > before + (1 << 20), 20, "nothing comes")
@@ -113,14 +117,14 @@ def test_calls_are_called_off(crew: Crew) -> None:
     first = crew.start("ab", upload_mbit=20)
     mesh = crew.member("b")
     linked(mesh, first)
-    queued = [mesh.call(first.me, "nap", b"0.5", 20) for _ in range(4 + 16)]
+    queued = [mesh.call(first.me, "nap", b"1", 20) for _ in range(4 + 16)]
     first.wait_for("napping")
     assert all(one.cancel() for one in queued)
     with pytest.raises(CancelledError):
         queued[0].result(0)
     begun = time.monotonic()
     assert mesh.call(first.me, "echo", b"x", 20).result(20) == b"x"
-    assert time.monotonic() - begun < 2, "those that waited were not taken back"
+    assert time.monotonic() - begun < 4, "those that waited were not taken back"
     before = mesh.traffic()[1]
     coming = mesh.call(first.me, "grow", str(len(LARGE)).encode(), 60)
     until(lambda: mesh.traffic()[1] > before + (1 << 20), 20, "nothing comes")

@@ -156,6 +156,18 @@ def test_no_link_comes_up(timeout_s: float) -> None:
     w.check_rest()
 
 
+def test_who_is_known_to_be_gone_is_not_waited_for() -> None:
+    w = World(A, B, C)
+    w.link(A, C)
+    calls = [w.call(A, peer, "echo", SMALL) for peer in (B, B, C)]
+    w.do(A, w.seats[A].caller.down(B, "it has died"))
+    assert [error(w, A, one).phase for one in calls[:2]] == ["connect"] * 2
+    assert "it has died" in error(w, A, calls[0]).says
+    w.settle()
+    assert w.seats[A].outcomes[calls[2]] == SMALL
+    w.check_rest()
+
+
 def test_what_a_callee_says_no_to() -> None:
     w = world()
     for method, outcome, phase, says in (

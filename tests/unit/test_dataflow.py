@@ -249,6 +249,16 @@ def test_idle_peers_take_from_the_end_of_long_queues() -> None:
     assert times[0.1] < 4 * times[1.0], times  # 10 times, if nobody helped
 
 
+def test_nobody_lets_go_of_what_those_who_should_keep_it_do_not_hold() -> None:
+    toy, members = Toy(), peers(5)
+    keepers = Assignment(toy, 2).leases(members)["row/0"]
+    outside = next(peer for peer in members if peer not in keepers)
+    agenda = Agenda(toy, outside, 2)
+    assert agenda.passed_on(members, "row/0", [*keepers, outside])
+    assert not agenda.passed_on(members, "row/0", [keepers[0], outside])
+    assert not Agenda(toy, keepers[0], 2).passed_on(members, "row/0", keepers)
+
+
 def test_equal_peers_do_nothing_twice() -> None:
     world = World(Toy(size=2, last=5), 0)
     for _ in range(4):

@@ -121,12 +121,27 @@ def test_losses_fall() -> None:
         assert losses[cell][-1] < 0.9 * losses[cell][0], cell
 
 
-def test_a_dit_in_pixels() -> None:
-    options = {"latent": 0, "network": DiT(width=16, depth=1, heads=2, patch=4)}
-    program = small(**options)
-    assert (
-        run_alone(program)["expert/0"]["param"].shape == program.initial("expert/0")["param"].shape
+def test_given_features_decide_about_clusters() -> None:
+    """Brightness alone, here: the brighter half goes to one expert."""
+    images = shapes(300, 50)
+    bright = images.train.reshape(300, -1).mean(axis=1, keepdims=True).astype(np.float32)
+    config = dataclasses.replace(SMALL, fine=32)
+    program = DiffusionProgram(images, config, 0, features=bright)
+    found = program.compute("clusters", 1, program.initial("clusters"), [], _beat).tensors
+    brighter = bright[:, 0] > np.median(bright)
+    agree = (found["assignment"] == brighter).mean()
+    assert max(agree, 1 - agree) > 0.9
+
+
+def test_a_dit_learns_in_pixels() -> None:
+    dit = DiT(width=32, depth=1, heads=2, patch=4)
+    losses: dict[str, list[float]] = {}
+    run_alone(
+        small(latent=0, network=dit, steps=15, lr=3e-3),
+        on_round=lambda cell, _, done: losses.setdefault(cell, []).append(done.loss or 0),
     )
+    for cell in ("expert/0", "expert/1"):
+        assert losses[cell][-1] < 0.9 * losses[cell][0]
 
 
 def test_the_fingerprint_covers_config_data_features_and_seed() -> None:
@@ -153,6 +168,8 @@ def test_the_fingerprint_covers_config_data_features_and_seed() -> None:
         {"class_dropout": 1.0},
         {"network": DiT(), "latent": 8},
         {"fine": 301},
+        {"experts": 16, "fine": 8},
+        {"latent": 145},
     ],
     ids=str,
 )

@@ -133,13 +133,13 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_any_machine_has_two_domains(empty_cache: Path) -> None:
-    made = corpus.documents(train=300, reserved=40, validation=40)
+    made = corpus.documents(train=600, reserved=80, validation=80)
     assert made.domains == ("code", "docstrings")
     assert made.train.shape == (600, 160) and made.validation.shape == (80, 160)
     texts = [{row.tobytes() for row in part} for part in (made.train, made.reserved)]
     assert len(texts[0]) == 600 and not texts[0] & texts[1]
     code = made.train[made.train_domains == 0]
-    assert (code == ord("(")).mean() > 2 * (made.train[made.train_domains == 1] == ord("(")).mean()
+    assert (code == ord("=")).mean() > 2 * (made.train[made.train_domains == 1] == ord("=")).mean()
 
 
 def test_code_and_its_documentation_come_apart() -> None:
@@ -164,4 +164,4 @@ def test_fetched_domains_are_used_and_a_failed_fetch_says_why(
         text = b"".join(b"%d: line %d of %s\n" % (number, i, domain.encode()) for i in range(20000))
         (corpus.folder() / f"{domain}.txt").write_bytes(text)
     assert corpus.fetched()
-    assert len(corpus.documents(train=100, reserved=20, validation=20).domains) == 8
+    assert len(corpus.documents(train=800, reserved=160, validation=160).domains) == 8

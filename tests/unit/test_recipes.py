@@ -50,7 +50,7 @@ def test_unknown_recipes_are_refused_with_what_exists(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "my_recipes.py").write_text("def wrong():\n    return 3\n")
     for name, says in {
-        "gtp": "no recipe 'gtp': use gpt, or module:function",
+        "gtp": "no recipe 'gtp': use diffusion, dipaco, gpt, or module:function",
         "absent_module:f": "cannot be imported",
         "my_recipes:absent": "has no function 'absent'",
         "my_recipes:wrong": "gives a int, not a Recipe",
