@@ -42,9 +42,7 @@ def trained(program: DiffusionProgram) -> Served:
 @pytest.fixture
 def run(trained: Served, program: DiffusionProgram) -> Served:
     """With a peer that answers from what it fetches itself."""
-    run = Served.__new__(Served)
-    run.__dict__ = {**trained.__dict__, "states": dict(trained.states), "dead": set(), "asked": []}
-    run.read_cells = []
+    run = trained.fresh()
     run.handler = handler(program, run)
     return run
 
