@@ -51,6 +51,10 @@ class Networks:
         """Whether the expert can be asked without the network."""
         return version in self._networks or self.parts.here(Part(version, SERVED))
 
+    def fetch(self, version: Version) -> None:
+        """Have the expert here. StateError as below."""
+        self._networks.get(version, lambda: self._filled(version))
+
     def velocity(self, version: Version, x: Array, t: Array, classes: Classes | None) -> Array:
         """u of one expert: x [n, dim], t [n], classes [n] or None → [n, dim].
 

@@ -99,7 +99,7 @@ class VelocityRequest:
     """int64 [n], 0 to 255 (the null class among them)."""
 
     def pack(self) -> bytes:
-        """ConfigError-free: a sampler keeps to the limits by `rows_at_once`."""
+        """Within the limits if there are no more rows than `rows_at_once`."""
         version, classes = self.version, self.classes
         return _packed(
             [

@@ -14,10 +14,11 @@ its share of the mixture is masked, and the rest renormalized (`diffusion/sampli
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 WAYS = ("auto", "local", "remote")
 CALL_S, SOLVE_S = 20.0, 60.0
+LONG_S = 2.0
+"""Where peers would take longer, one expert's weights are fetched to see how long they take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +117,18 @@ class Sampler:
         began = time.monotonic()
         self._lost.clear()
         with ThreadPoolExecutor(len(self._versions), "decentral experts") as pool:
-            way = self._way if self._way != "auto" else self._cheaper(n, classes, how, pool)
             experts = Experts(
-                velocity=self._remote if way == "remote" else self._local,
-                route=self._ensemble.route,
-                prior=self._ensemble.prior,
+                velocity=self._local, route=self._ensemble.route, prior=self._ensemble.prior
             )
             check(experts, classes, how)
+            way = self._way if self._way != "auto" else self._cheaper(n, classes, how, pool)
             x = noise(n, self.networks.dim, seed)
-            if way == "remote" and how.way == "sticky":
+            if way == "local":
+                x = sample(experts, x, classes, how, pool=pool)
+            elif how.way == "sticky":
                 x = self._solved(x, classes, how, pool)
             else:
-                x = sample(experts, x, classes, how, pool=pool)
+                x = sample(replace(experts, velocity=self._remote), x, classes, how, pool=pool)
         images = self._ensemble.space.decode(x)
         return Sampled(images, way, tuple(sorted(self._lost)), time.monotonic() - began)
 
@@ -220,13 +223,24 @@ class Sampler:
         for _, x, t, some in shares:
             self.networks.untrained(x, t, some)
         local_s = time.monotonic() - began
-        rate = self._parts.fetched_bytes / max(1e-6, self._parts.fetching_s)
-        missing = [one for one in self._versions if not self.networks.here(one)]
-        fetch_s = len(missing) * self.networks.weights_bytes / max(1.0, rate)
         passes = how.steps * (2 if how.solver == "heun" else 1)
         calls = 1 if how.way == "sticky" else passes
         by_peers_s = calls * remote_s + (passes - calls) * local_s
-        return "remote" if by_peers_s <= fetch_s + passes * local_s else "local"
+        here_s = self._fetch_s(by_peers_s) + passes * local_s
+        return "remote" if by_peers_s <= here_s else "local"
+
+    def _fetch_s(self, by_peers_s: float) -> float:
+        """How long the weights that are missing would take."""
+        missing = [one for one in self._versions if not self.networks.here(one)]
+        if by_peers_s <= LONG_S:  # an estimate from small parts: rather too long
+            rate = self._parts.fetched_bytes / max(1e-6, self._parts.fetching_s)
+            return len(missing) * self.networks.weights_bytes / max(1.0, rate)
+        began = time.monotonic()
+        try:
+            self.networks.fetch(missing[0])
+        except StateError:
+            return math.inf
+        return (len(missing) - 1) * (time.monotonic() - began)
 
     def _shares(
         self, n: int, classes: Classes | None, how: How

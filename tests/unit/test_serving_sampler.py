@@ -182,8 +182,9 @@ def test_training_is_not_disturbed(run: Served, monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("mode", ["sticky", "full"])
 @pytest.mark.parametrize("nap_s", [0.0, 0.3])
-def test_auto_takes_what_is_quicker(run: Served, nap_s: float) -> None:
+def test_auto_takes_what_is_quicker(run: Served, nap_s: float, mode: str) -> None:
     """Slow calls: weights are fetched. Slow fetches: they are not."""
     handler, read = run.handler, run.read
     assert handler is not None
@@ -199,10 +200,11 @@ def test_auto_takes_what_is_quicker(run: Served, nap_s: float) -> None:
     one = sampler(run, "auto")
     one.sample(20, CLASSES, HOW)  # whatever it is: the peer has what it needs now
     run.handler, run.read = slow, slow_read  # type: ignore[method-assign]
-    found = sampler(run, "auto").sample(20, CLASSES, replace(HOW, steps=20))
+    how = replace(HOW, steps=20, way=mode)
+    found = sampler(run, "auto").sample(20, CLASSES, how)
     assert found.way == ("local" if nap_s else "remote")
     run.handler = handler
-    again = sampler(run, "remote").sample(20, CLASSES, replace(HOW, steps=20))
+    again = sampler(run, "remote").sample(20, CLASSES, how)
     assert np.array_equal(found.images, again.images)
 
 
@@ -259,9 +261,10 @@ def test_what_a_peer_refuses_to_solve(run: Served) -> None:
 
 
 def test_classes_that_do_not_fit_are_said_here(run: Served) -> None:
-    for classes in (None, np.full(20, 4)):
-        with pytest.raises(ConfigError):
-            sampler(run, "remote").sample(20, classes, HOW)
+    for way in ("remote", "auto"):
+        for classes in (None, np.full(20, 4)):
+            with pytest.raises(ConfigError):
+                sampler(run, way).sample(20, classes, HOW)
     assert not run.asked
 
 
