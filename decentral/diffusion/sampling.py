@@ -101,15 +101,7 @@ def sample(
     the last one, or where classes and experts do not fit.
     """
     how = how or How()
-    if (classes is not None) != experts.conditional:
-        wanted = "are conditional: give classes" if experts.conditional else "know no classes"
-        raise ConfigError(f"these experts {wanted}", phase="sampling")
-    if classes is not None and not ((classes >= 0) & (classes < experts.null)).all():
-        raise ConfigError(f"classes are 0 to {experts.null - 1}", phase="sampling")
-    if how.guidance != 1 and classes is None:
-        raise ConfigError("guidance needs classes", phase="sampling")
-    if says := routing.caution(how.way, conditional=experts.conditional):
-        warnings.warn(says, stacklevel=2)
+    check(experts, classes, how)
     field = _Field(experts, classes, len(noise), how, pool)
     x = np.array(noise, dtype=np.float32)
     for t, after in pairwise(np.linspace(1, 0, how.steps + 1, dtype=np.float32)):
@@ -118,6 +110,19 @@ def sample(
             u = (u + field.at(x + (after - t) * u, after)) * np.float32(0.5)
         x += (after - t) * u
     return x
+
+
+def check(experts: Experts, classes: Classes | None, how: How) -> None:
+    """A ConfigError where these do not fit together; a warning where they had better not."""
+    if (classes is not None) != experts.conditional:
+        wanted = "are conditional: give classes" if experts.conditional else "know no classes"
+        raise ConfigError(f"these experts {wanted}", phase="sampling")
+    if classes is not None and not ((classes >= 0) & (classes < experts.null)).all():
+        raise ConfigError(f"classes are 0 to {experts.null - 1}", phase="sampling")
+    if how.guidance != 1 and classes is None:
+        raise ConfigError("guidance needs classes", phase="sampling")
+    if says := routing.caution(how.way, conditional=experts.conditional):
+        warnings.warn(says, stacklevel=3)
 
 
 class _Field:

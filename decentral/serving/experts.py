@@ -8,13 +8,16 @@ As in `paths.py`, the network is built once, and copied for every expert.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from decentral.diffusion.ensemble import CHUNK
 from decentral.diffusion.flat import Flat
 from decentral.diffusion.program import DiffusionProgram
+from decentral.diffusion.sampling import Experts, How, sample
 from decentral.serving.cache import Cache
 from decentral.serving.parts import Part, Parts, Version
 
@@ -48,12 +51,27 @@ class Networks:
         """Whether the expert can be asked without the network."""
         return version in self._networks or self.parts.here(Part(version, SERVED))
 
+    def fetch(self, version: Version) -> None:
+        """Have the expert here. StateError as below."""
+        self._networks.get(version, lambda: self._filled(version))
+
     def velocity(self, version: Version, x: Array, t: Array, classes: Classes | None) -> Array:
         """u of one expert: x [n, dim], t [n], classes [n] or None → [n, dim].
 
         StateError: its weights are not to be had any more."""
         flat = self._networks.get(version, lambda: self._filled(version))
         return _through(flat.network, x, t, classes)
+
+    def solve(self, version: Version, x: Array, classes: Classes | None, how: How) -> Array:
+        """Samples that are one expert's all the way (`sticky`): x [n, dim] at t = 1 → at t = 0."""
+        experts = self.program.experts
+        alone = Experts(
+            velocity=lambda _, x, t, classes: self.velocity(version, x, t, classes),
+            route=_unasked,
+            prior=np.ones((max(1, self.classes), len(experts)), np.float32),
+        )
+        others = frozenset(k for k, cell in enumerate(experts) if cell != version.cell)
+        return sample(alone, x, classes, replace(how, way="sticky", dead=others))
 
     def untrained(self, x: Array, t: Array, classes: Classes | None) -> Array:
         """What a pass takes here, where only that matters."""
@@ -64,6 +82,10 @@ class Networks:
         flat = Flat(lambda: copy.deepcopy(self._skeleton))
         flat.load(weights)
         return flat
+
+
+def _unasked(x: Array, t: Array, classes: Classes | None) -> Array:
+    raise AssertionError("sticky samples ask no router")
 
 
 @torch.inference_mode()

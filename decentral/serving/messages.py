@@ -2,6 +2,7 @@
 
     generate   text goes on     ─▶ bytes, `count` of them
     denoise    an expert's velocity at x_t ─▶ float32 [n, d], little-endian
+    solve      all steps from noise to x_0 ─▶ the same
 
 Whoever is linked may send anything: every field has its type, every size its limit, and the two
 together are checked before an array is made. What is wrong is a ProtocolError.
@@ -17,6 +18,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from decentral.diffusion.sampling import SOLVERS
 from decentral.errors import ProtocolError
 from decentral.serving.parts import Version
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     Classes: TypeAlias = "NDArray[np.int64]"
 
-GENERATE, DENOISE = "generate", "denoise"
+GENERATE, DENOISE, SOLVE = "generate", "denoise", "solve"
 MAX_BYTES = 256
 """Of text, per call."""
 MAX_CONTEXT = 1 << 16
@@ -35,6 +37,9 @@ MAX_TEMPERATURE = 100.0
 MAX_ROWS = 1 << 16
 MAX_ARRAY_BYTES = 15 << 20
 """A call's body has 16 MiB."""
+MAX_STEPS, MAX_GUIDANCE = 1000, 100.0
+MAX_WORK = 1 << 17
+"""Rows times steps of one call: seconds, for a network that fits a processor."""
 _ROOT_BYTES, _MAX_CELL = 32, 256
 _MAX_INT = 2**63 - 1
 
@@ -94,7 +99,7 @@ class VelocityRequest:
     """int64 [n], 0 to 255 (the null class among them)."""
 
     def pack(self) -> bytes:
-        """ConfigError-free: a sampler keeps to the limits by `rows_at_once`."""
+        """Within the limits if there are no more rows than `rows_at_once`."""
         version, classes = self.version, self.classes
         return _packed(
             [
@@ -110,10 +115,7 @@ class VelocityRequest:
     def unpack(cls, body: bytes, dim: int, classes: int) -> VelocityRequest:
         """`dim`: d of the run; `classes`: how many, without the null class; 0: unconditional."""
         version, shape, x, t, labels = _fields(body, 5)
-        if not isinstance(shape, list) or len(shape) != 2:
-            raise _wrong("shape", "[n, d]", shape)
-        n = _whole("n", shape[0], 1, MAX_ROWS)
-        _whole("d", shape[1], dim, dim)
+        n = _rows(shape, dim)
         rows = floats("x", x, (n, dim))
         times = floats("t", t, (n,))
         if not ((times >= 0) & (times <= 1)).all():
@@ -121,9 +123,60 @@ class VelocityRequest:
         return cls(version=_version(version), x=rows, t=times, classes=_classes(labels, n, classes))
 
 
-def rows_at_once(dim: int) -> int:
-    """Rows of x_t that one call can carry."""
-    return min(MAX_ROWS, max(1, MAX_ARRAY_BYTES // (4 * dim + 5)))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveRequest:
+    """Noise to images, all the way with one expert."""
+
+    version: Version
+    x: Array
+    """float32 [n, d], at t = 1"""
+    classes: Classes | None
+    """int64 [n]; None where the run knows none."""
+    steps: int
+    solver: str
+    guidance: float
+
+    def pack(self) -> bytes:
+        version, classes = self.version, self.classes
+        return _packed(
+            [
+                [version.cell, version.round, version.root],
+                list(self.x.shape),
+                np.ascontiguousarray(self.x, dtype="<f4").tobytes(),
+                None if classes is None else classes.astype(np.uint8).tobytes(),
+                self.steps,
+                self.solver,
+                float(self.guidance),
+            ]
+        )
+
+    @classmethod
+    def unpack(cls, body: bytes, dim: int, classes: int) -> SolveRequest:
+        """As of a `VelocityRequest`; the null class is for guidance only, not to be asked for."""
+        version, shape, x, labels, steps, solver, guidance = _fields(body, 7)
+        n = _rows(shape, dim)
+        start = floats("x", x, (n, dim))
+        steps = _whole("steps", steps, 1, min(MAX_STEPS, MAX_WORK // n))
+        if solver not in SOLVERS:
+            raise _wrong("solver", " or ".join(SOLVERS), solver)
+        if not isinstance(guidance, float) or not abs(guidance) <= MAX_GUIDANCE:
+            raise ProtocolError(f"guidance is a float up to {MAX_GUIDANCE:g}", phase="body")
+        found = _classes(labels, n, classes)
+        if (found is None) != (classes == 0) or (found is not None and (found == classes).any()):
+            raise ProtocolError("each row has a class where the run knows classes", phase="body")
+        return cls(
+            version=_version(version),
+            x=start,
+            classes=found,
+            steps=steps,
+            solver=solver,
+            guidance=guidance,
+        )
+
+
+def rows_at_once(dim: int, steps: int = 1) -> int:
+    """Rows that one call can carry, and work on for so many steps."""
+    return max(1, min(MAX_ROWS, MAX_ARRAY_BYTES // (4 * dim + 5), MAX_WORK // steps))
 
 
 def floats(name: str, data: object, shape: tuple[int, ...]) -> Array:
@@ -173,6 +226,14 @@ def _whole(name: str, value: object, least: int, most: int) -> int:
     if not least <= value <= most:
         raise ProtocolError(f"{name} is from {least} to {most}, not {value}", phase="body")
     return value
+
+
+def _rows(shape: object, dim: int) -> int:
+    """n of [n, dim]."""
+    if not isinstance(shape, list) or len(shape) != 2:
+        raise _wrong("shape", "[n, d]", shape)
+    _whole("d", shape[1], dim, dim)
+    return _whole("n", shape[0], 1, MAX_ROWS)
 
 
 def _bytes(name: str, value: object, least: int, most: int) -> bytes:

@@ -2,6 +2,7 @@
 
     DiPaCo      "generate"   a path's next bytes
     diffusion   "denoise"    an expert's velocities
+                "solve"      an expert's samples, all steps of them
 
 Any peer of a run answers for any path or expert: for what it keeps from memory, for others it
 fetches the parts. Answers are worked out on the mesh's few threads for calls.
@@ -13,10 +14,18 @@ from typing import TYPE_CHECKING
 
 from decentral.dataflow.program import Program
 from decentral.dataflow.worker import Worker
+from decentral.diffusion.sampling import How
 from decentral.errors import ProtocolError
 from decentral.mesh_port import MeshPort
-from decentral.serving.messages import DENOISE, GENERATE, TextRequest, VelocityRequest
-from decentral.serving.parts import Parts
+from decentral.serving.messages import (
+    DENOISE,
+    GENERATE,
+    SOLVE,
+    SolveRequest,
+    TextRequest,
+    VelocityRequest,
+)
+from decentral.serving.parts import Parts, Version
 from decentral.types import PeerId
 
 if TYPE_CHECKING:
@@ -33,7 +42,9 @@ def offer(mesh: MeshPort, worker: Worker, program: Program) -> None:
     if isinstance(program, DiPaCo):
         mesh.serve(GENERATE, Generate(program, parts))
     elif isinstance(program, DiffusionProgram):
-        mesh.serve(DENOISE, Denoise(program, parts))
+        experts = Denoise(program, parts)
+        mesh.serve(DENOISE, experts)
+        mesh.serve(SOLVE, experts.solve)
 
 
 class Generate:
@@ -60,7 +71,7 @@ class Generate:
 
 
 class Denoise:
-    """Answers `VelocityRequest`s."""
+    """Answers `VelocityRequest`s; `solve`: `SolveRequest`s."""
 
     def __init__(self, program: DiffusionProgram, parts: Parts) -> None:
         from decentral.serving.experts import Networks
@@ -71,6 +82,16 @@ class Denoise:
     def __call__(self, caller: PeerId, body: bytes) -> bytes:
         networks = self._networks
         asked = VelocityRequest.unpack(body, networks.dim, networks.classes)
-        if asked.version.cell not in self._experts:
-            raise ProtocolError(f"there is no expert {asked.version.cell[:80]!r}", phase="body")
+        self._check(asked.version)
         return networks.velocity(asked.version, asked.x, asked.t, asked.classes).tobytes()
+
+    def solve(self, caller: PeerId, body: bytes) -> bytes:
+        networks = self._networks
+        asked = SolveRequest.unpack(body, networks.dim, networks.classes)
+        self._check(asked.version)
+        how = How(steps=asked.steps, solver=asked.solver, guidance=asked.guidance)
+        return networks.solve(asked.version, asked.x, asked.classes, how).tobytes()
+
+    def _check(self, version: Version) -> None:
+        if version.cell not in self._experts:
+            raise ProtocolError(f"there is no expert {version.cell[:80]!r}", phase="body")

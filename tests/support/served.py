@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -29,6 +30,12 @@ class Served:
         self.dead: set[str] = set()
         self.asked: list[tuple[str, str]] = []
         self.read_cells: list[tuple[str, str]] = []
+
+    def fresh(self) -> Served:
+        """The same run, of which nobody has asked anything yet."""
+        other = copy.copy(self)
+        other.states, other.dead, other.asked, other.read_cells = dict(self.states), set(), [], []
+        return other
 
     def read(
         self, tag: str, round: int, root: bytes, prefix: str = "", *, timeout_s: float = 1

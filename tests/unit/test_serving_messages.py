@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from decentral.errors import ProtocolError
 from decentral.serving import messages
-from decentral.serving.messages import TextRequest, VelocityRequest, floats, rows_at_once
+from decentral.serving.messages import (
+    SolveRequest,
+    TextRequest,
+    VelocityRequest,
+    floats,
+    rows_at_once,
+)
 from decentral.serving.parts import Version
 
 ROOT = bytes(range(32))
@@ -28,6 +34,13 @@ VELOCITY: list[Any] = [
     np.array([0.5, 1], "<f4").tobytes(),
     bytes([0, CLASSES]),
 ]
+
+
+SOLVE: list[Any] = [*VELOCITY[:3], bytes([0, CLASSES - 1]), 20, "heun", 1.5]
+
+
+def solve(body: bytes) -> SolveRequest:
+    return SolveRequest.unpack(body, DIM, CLASSES)
 
 
 def text(body: bytes) -> TextRequest:
@@ -128,12 +141,72 @@ def test_velocity_requests_that_are_wrong(at: int, value: Any, says: str) -> Non
     assert caught.value.phase == "body"
 
 
+def test_all_steps_there_and_back() -> None:
+    x = np.arange(2 * DIM, dtype=np.float32).reshape(2, DIM)
+    sent = SolveRequest(
+        version=Version("expert/0", 1, ROOT),
+        x=x,
+        classes=np.array([1, 0]),
+        steps=20,
+        solver="heun",
+        guidance=2.0,
+    )
+    came = solve(sent.pack())
+    assert (came.version, came.steps, came.solver) == (sent.version, 20, "heun")
+    assert came.guidance == 2.0 and came.classes is not None
+    assert np.array_equal(came.x, x) and np.array_equal(came.classes, [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "says"),
+    [
+        (1, [2, DIM + 1], "d is from 5 to 5"),
+        (1, [3, DIM], "x is 60 bytes"),
+        (2, b"", "x is 40 bytes"),
+        (3, None, "each row has a class"),
+        (3, bytes([0, CLASSES]), "each row has a class"),
+        (3, bytes(3), "classes is 2 to 2 bytes"),
+        (4, 0, "steps is from 1 to 1000"),
+        (4, 1001, "steps is from 1 to 1000"),
+        (4, 20.0, "steps is a whole number"),
+        (5, "exact", "solver is euler or heun"),
+        (5, ["heun"], "solver is euler or heun"),
+        (6, 2, "guidance is a float"),
+        (6, float("nan"), "guidance is a float"),
+        (6, 101.0, "guidance is a float"),
+    ],
+)
+def test_solve_requests_that_are_wrong(at: int, value: Any, says: str) -> None:
+    solve(msgpack.packb(SOLVE))
+    with pytest.raises(ProtocolError, match=says) as caught:
+        solve(changed(SOLVE, at, value))
+    assert caught.value.phase == "body"
+
+
+def test_no_call_is_work_for_minutes() -> None:
+    rows = rows_at_once(DIM, messages.MAX_STEPS)
+    x = np.zeros((rows + 1, DIM), "<f4")
+    body = [
+        SOLVE[0],
+        [rows + 1, DIM],
+        x.tobytes(),
+        bytes(rows + 1),
+        messages.MAX_STEPS,
+        "euler",
+        1.0,
+    ]
+    with pytest.raises(ProtocolError, match="steps is from 1 to"):
+        solve(msgpack.packb(body))
+    most = [SOLVE[0], [rows, DIM], x[1:].tobytes(), bytes(rows), messages.MAX_STEPS, "euler", 1.0]
+    assert solve(msgpack.packb(most)).steps == messages.MAX_STEPS
+
+
 def test_a_run_without_classes_is_asked_for_none() -> None:
     with pytest.raises(ProtocolError, match="knows no classes"):
         VelocityRequest.unpack(msgpack.packb(VELOCITY), DIM, 0)
 
 
-@pytest.mark.parametrize("unpack", [text, velocity])
+@pytest.mark.parametrize("unpack", [text, velocity, solve])
 @pytest.mark.parametrize(
     "body",
     [
@@ -157,11 +230,13 @@ def test_bodies_that_are_nothing(unpack: Any, body: bytes) -> None:
 
 @pytest.mark.parametrize("shape", [[messages.MAX_ROWS, DIM], [2**62, DIM], [messages.MAX_ROWS, 1]])
 def test_nothing_is_allocated_for_a_size_that_is_only_said(shape: list[int]) -> None:
-    body = changed(VELOCITY, 1, shape)
+    body, other = changed(VELOCITY, 1, shape), changed(SOLVE, 1, shape)
     tracemalloc.start()
     try:
         with pytest.raises(ProtocolError):
             velocity(body)
+        with pytest.raises(ProtocolError):
+            solve(other)
         with pytest.raises(ProtocolError):
             text(b"\x97\xdd" + struct.pack(">I", 2**32 - 1))
         assert tracemalloc.get_traced_memory()[1] < 200_000
@@ -180,7 +255,7 @@ values = st.recursive(
 @given(st.binary(max_size=200), st.lists(values, min_size=5, max_size=7))
 def test_whatever_comes(body: bytes, fields: list[Any]) -> None:
     for one in (body, msgpack.packb(fields)):
-        for unpack in (text, velocity):
+        for unpack in (text, velocity, solve):
             try:
                 unpack(one)
             except ProtocolError as error:
@@ -189,7 +264,7 @@ def test_whatever_comes(body: bytes, fields: list[Any]) -> None:
 
 @given(st.integers(0, 6), values)
 def test_one_wrong_field(at: int, value: Any) -> None:
-    for fields, unpack in ((TEXT, text), (VELOCITY, velocity)):
+    for fields, unpack in ((TEXT, text), (VELOCITY, velocity), (SOLVE, solve)):
         try:
             unpack(changed(fields, at % len(fields), value))
         except ProtocolError as error:

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from decentral.diffusion.routing import drawn
 from decentral.diffusion.sampling import How, sample
 from decentral.errors import ConfigError, ProtocolError, StateError
 from decentral.serving import messages
-from decentral.serving.messages import VelocityRequest
+from decentral.serving.messages import SolveRequest, VelocityRequest
 from decentral.serving.offer import Denoise
 from decentral.serving.parts import Parts, Version
 from decentral.serving.sampler import Sampler
@@ -41,11 +42,19 @@ def trained(program: DiffusionProgram) -> Served:
 @pytest.fixture
 def run(trained: Served, program: DiffusionProgram) -> Served:
     """With a peer that answers from what it fetches itself."""
-    run = Served.__new__(Served)
-    run.__dict__ = {**trained.__dict__, "states": dict(trained.states), "dead": set(), "asked": []}
-    run.read_cells = []
-    run.handler = Denoise(program, Parts(run))
+    run = trained.fresh()
+    run.handler = handler(program, run)
     return run
+
+
+def handler(program: DiffusionProgram, run: Served) -> Any:
+    """Both methods, told apart by how many fields there are."""
+    denoise = Denoise(program, Parts(run))
+
+    def answer(caller: str, body: bytes) -> bytes:
+        return (denoise if len(msgpack.unpackb(body)) == 5 else denoise.solve)(caller, body)
+
+    return answer
 
 
 def sampler(run: Served, way: str, said: list[str] | None = None) -> Sampler:
@@ -71,8 +80,10 @@ def test_local_and_remote_are_the_same_images(run: Served, way: str, solver: str
 
 def test_guidance(run: Served) -> None:
     how = replace(HOW, way="full", guidance=3.0)
-    local, remote = (sampler(run, one).sample(20, CLASSES, how) for one in ("local", "remote"))
-    assert np.array_equal(local.images, remote.images)
+    for mode in ("full", "sticky"):
+        how = replace(how, way=mode)
+        local, remote = (sampler(run, one).sample(20, CLASSES, how) for one in ("local", "remote"))
+        assert np.array_equal(local.images, remote.images)
     assert not np.array_equal(sampler(run, "local").sample(20, CLASSES, HOW).images, local.images)
 
 
@@ -88,12 +99,19 @@ def test_remote_fetches_no_expert_and_local_each_one_once(run: Served) -> None:
     assert sorted(run.read_cells) == sorted([*always, *handlers])
 
 
-def test_large_batches_go_in_several_calls(run: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = sampler(run, "local").sample(20, CLASSES, HOW).images
-    monkeypatch.setattr("decentral.serving.sampler.rows_at_once", lambda dim: 3)
-    pieces = sampler(run, "remote").sample(20, CLASSES, HOW).images
+@pytest.mark.parametrize("mode", ["full", "sticky"])
+def test_large_batches_go_in_several_calls(
+    run: Served, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    how = replace(HOW, way=mode)
+    whole = sampler(run, "local").sample(20, CLASSES, how).images
+    sampler(run, "remote").sample(20, CLASSES, how)
+    few = len(run.asked)
+    assert few <= (4 * HOW.steps if mode == "full" else 4)
+    monkeypatch.setattr("decentral.serving.sampler.rows_at_once", lambda dim, steps=1: 3)
+    pieces = sampler(run, "remote").sample(20, CLASSES, how).images
     assert np.abs(pieces.astype(int) - whole).max() <= 1  # another batch size, another rounding
-    assert len(run.asked) > 4 * HOW.steps
+    assert len(run.asked) - few > few
 
 
 def test_experts_of_one_step_are_asked_at_the_same_time(run: Served) -> None:
@@ -164,8 +182,9 @@ def test_training_is_not_disturbed(run: Served, monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("mode", ["sticky", "full"])
 @pytest.mark.parametrize("nap_s", [0.0, 0.3])
-def test_auto_takes_what_is_quicker(run: Served, nap_s: float) -> None:
+def test_auto_takes_what_is_quicker(run: Served, nap_s: float, mode: str) -> None:
     """Slow calls: weights are fetched. Slow fetches: they are not."""
     handler, read = run.handler, run.read
     assert handler is not None
@@ -181,10 +200,11 @@ def test_auto_takes_what_is_quicker(run: Served, nap_s: float) -> None:
     one = sampler(run, "auto")
     one.sample(20, CLASSES, HOW)  # whatever it is: the peer has what it needs now
     run.handler, run.read = slow, slow_read  # type: ignore[method-assign]
-    found = sampler(run, "auto").sample(20, CLASSES, replace(HOW, steps=20))
+    how = replace(HOW, steps=20, way=mode)
+    found = sampler(run, "auto").sample(20, CLASSES, how)
     assert found.way == ("local" if nap_s else "remote")
     run.handler = handler
-    again = sampler(run, "remote").sample(20, CLASSES, replace(HOW, steps=20))
+    again = sampler(run, "remote").sample(20, CLASSES, how)
     assert np.array_equal(found.images, again.images)
 
 
@@ -215,6 +235,37 @@ def test_what_a_peer_refuses(run: Served, program: DiffusionProgram) -> None:
     ):
         with pytest.raises(ProtocolError, match=says):
             run.handler("peer:a", replace(good, **changed).pack())
+
+
+def test_what_a_peer_refuses_to_solve(run: Served) -> None:
+    assert run.handler is not None
+    version = Version.newest(run.log(), "expert/1")
+    good = SolveRequest(
+        version=version,
+        x=np.zeros((2, 16), np.float32),
+        classes=np.array([0, 3]),
+        steps=3,
+        solver="euler",
+        guidance=1.0,
+    )
+    assert len(run.handler("peer:a", good.pack())) == 2 * 16 * 4
+    for changed, says in (
+        ({"version": replace(version, cell="router")}, "there is no expert"),
+        ({"x": np.zeros((2, 17), np.float32)}, "d is from 16 to 16"),
+        ({"classes": np.array([0, 4])}, "each row has a class"),
+        ({"classes": None}, "each row has a class"),
+        ({"steps": 0}, "steps is from 1"),
+    ):
+        with pytest.raises(ProtocolError, match=says):
+            run.handler("peer:a", replace(good, **changed).pack())
+
+
+def test_classes_that_do_not_fit_are_said_here(run: Served) -> None:
+    for way in ("remote", "auto"):
+        for classes in (None, np.full(20, 4)):
+            with pytest.raises(ConfigError):
+                sampler(run, way).sample(20, classes, HOW)
+    assert not run.asked
 
 
 def test_an_answer_of_another_size_is_no_answer(run: Served) -> None:

@@ -12,6 +12,7 @@ from served import Served
 
 from decentral.dipaco.program import ROUTER, DiPaCo
 from decentral.dipaco.recipe import tiny
+from decentral.dipaco.router import Routing
 from decentral.errors import ConfigError, ProtocolError, StateError
 from decentral.serving.messages import TextRequest
 from decentral.serving.offer import Generate
@@ -37,9 +38,7 @@ def trained(program: DiPaCo) -> Served:
 @pytest.fixture
 def run(trained: Served, program: DiPaCo) -> Served:
     """With a peer that answers from what it fetches itself."""
-    run = Served.__new__(Served)
-    run.__dict__ = {**trained.__dict__, "states": dict(trained.states), "dead": set(), "asked": []}
-    run.read_cells = []
+    run = trained.fresh()
     run.handler = Generate(program, Parts(run))
     return run
 
@@ -95,6 +94,27 @@ def test_a_path_serves_what_training_says(run: Served, program: DiPaCo) -> None:
         ids = torch.arange(12)[None]
         with torch.no_grad():
             assert torch.equal(model(ids), theirs(ids))
+
+
+def test_early_stopping_and_features_of_a_language_model() -> None:
+    """Other parts then: each path's best phase, and the model that makes the features."""
+    routing = Routing(prefix=8, features="lm")
+    program = tiny(0, phases=2, reroute_after=(2,), early_stopping=True, routing=routing)
+    run = Served(program)
+    run.handler = Generate(program, Parts(run))
+    paths = Paths(program, Parts(run))
+    for cell in program.paths:
+        model = paths.model(cell, paths.versions(cell, run.log()))
+        theirs = program.build().load(run.states[cell].tensors["best"]).model.eval()
+        ids = torch.arange(12)[None]
+        with torch.no_grad():
+            assert torch.equal(model(ids), theirs(ids))
+    shards = run.states[ROUTER].tensors["shards/validation"]
+    for document, shard in zip(program.documents.validation[:10], shards[:10], strict=True):
+        context = document[:8].astype(np.uint8).tobytes()
+        assert paths.ranked(context, run.log())[0] == f"path/{shard}"
+    assert text(run, "remote") == text(run, "local")
+    assert {prefix for cell, prefix in run.read_cells if cell.startswith("path")} == {"best"}
 
 
 def test_only_what_a_path_is_made_of_is_fetched_and_only_once(run: Served) -> None:
