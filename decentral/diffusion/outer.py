@@ -39,6 +39,9 @@ def step(before: Arrays, params: Sequence[Array], config: Config, round: int) ->
         theta, before["momentum"], delta,
         config.outer_lr, config.outer_momentum, param, momentum,
     )  # fmt: skip
-    decay = np.float32(min(config.ema**config.steps, round / (round + 1)))
+    # Its parts' steps count together: else the average would reach back over more samples than
+    # that of an expert which one peer trains.
+    steps = config.steps * len(params)
+    decay = np.float32(min(config.ema**steps, round / (round + 1)))
     ema = decay * before["ema"] + (1 - decay) * param
     return {"param": param, "ema": ema, "momentum": momentum}

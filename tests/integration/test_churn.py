@@ -15,7 +15,7 @@ import pytest
 
 from decentral.churn.kinds import ALL
 
-SECONDS = 240 if os.environ.get("DECENTRAL_SOAK") else 150
+SECONDS = 240 if os.environ.get("DECENTRAL_SOAK") else 110
 """Of the broad run; `make churn` takes 240."""
 
 

@@ -70,7 +70,7 @@ def test_two_peers_hold_sixteen_paths(peers: Peers) -> None:
     assert {done(first), done(second)} == {expected(Toy(size=4, last=4))}
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2, 3])
+@pytest.mark.parametrize("victim", [0, 2])
 def test_killed_and_replaced(peers: Peers, victim: int) -> None:
     """One dies in mid-round, for good; later another comes: the same bits."""
     first, word = peers.first("--members", "4", recipe=RECIPE)

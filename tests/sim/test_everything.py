@@ -15,7 +15,7 @@ from decentral.simulator.command import replay, simulate_command
 from decentral.simulator.scenarios import DURATION_S, SCENARIOS
 from decentral.simulator.seeds import half_fresh, run_seed, run_seeds
 
-BUDGET_S = float(os.environ.get("DECENTRAL_SIM_BUDGET_S", "45"))
+BUDGET_S = float(os.environ.get("DECENTRAL_SIM_BUDGET_S", "30"))
 """Wall clock for the first test; `make soak-sim` takes an hour."""
 
 
