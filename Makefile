@@ -22,8 +22,9 @@ help:  ## what there is
 demo: $(VENV)/installed  ## four peers train on real text, one is killed, one joins late
 	$(BIN)/decentral demo
 
-data: $(VENV)/installed  ## text of eight kinds for DiPaCo, from Debian packages, into ~/.cache (85 MB)
+data: $(VENV)/installed  ## text for DiPaCo and images for diffusion, from Debian packages, into ~/.cache
 	$(BIN)/python -P -m decentral.dipaco.corpus
+	$(BIN)/python -P -m decentral.diffusion.images
 
 test: native-test fuzz-briefly unit  ## everything that CI runs
 

@@ -115,8 +115,8 @@ def _read(log: Path | None) -> dict[str, dict[str, Any]]:
 def show(report: dict[str, Any], console: Console) -> None:
     """One line per row and outer learning rate, means over seeds."""
     table = Table(
-        "row", "outer lr", "seeds", "once", "every 64", "k-means", "worst dead", "oracle",
-        "M tokens", "PFLOP", title="validation perplexity per byte",
+        "row", "outer lr", "seeds", "once", "every 64", "first router", "worst dead", "oracle",
+        "M tokens", "TFLOP", title="validation perplexity per byte",
     )  # fmt: skip
     groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for result in report["results"]:
@@ -129,7 +129,7 @@ def show(report: dict[str, Any], console: Console) -> None:
             *(f"{statistics.fmean(run[name] for run in runs):.3f}" for name in columns),
             f"{statistics.fmean(dead):.3f}" if dead else "",
             f"{statistics.fmean(run['oracle'] for run in runs):.3f}",
-            f"{runs[0]['tokens'] / 1e6:.2f}", f"{runs[0]['training_flops'] / 1e15:.2f}",
+            f"{runs[0]['tokens'] / 1e6:.2f}", f"{runs[0]['training_flops'] / 1e12:.2f}",
         )  # fmt: skip
     console.print(table)
     moved = report["results"][-1]["bytes"]

@@ -12,6 +12,9 @@ import hashlib
 import importlib
 import math
 import os
+import shutil
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from decentral.diffusion.seeds import numpy_random
 from decentral.errors import ConfigError
+from decentral.recipes import debian
 
 SYSTEM = Path("/usr/share/datasets")
 """Where Debian's package puts it, once installed."""
@@ -84,6 +88,21 @@ def find_fashion_mnist() -> Path | None:
         if found:
             return found[0].parent
     return None
+
+
+def fetch(say: Callable[[str], object] = print) -> None:
+    """What `make data` does: Debian's package into the cache. A ConfigError where that fails."""
+    if find_fashion_mnist() is not None:
+        say("fashion-mnist: there already")
+        return
+    folder = Path(os.environ.get("DECENTRAL_DATA") or CACHE).expanduser() / "fashion-mnist"
+    with tempfile.TemporaryDirectory(prefix="decentral-data-") as temporary:
+        pattern = "usr/share/datasets/fashion-mnist/*-ubyte.gz"
+        files = debian.unpacked("dataset-fashion-mnist", Path(temporary), pattern)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+    say(f"fashion-mnist: {len(files)} files from dataset-fashion-mnist")
 
 
 def fashion_mnist(folder: Path) -> Images:
@@ -150,3 +169,7 @@ def shapes(train: int, test: int, *, size: int = 12) -> Images:
         test_labels=labels[train:],
         classes=4,
     )
+
+
+if __name__ == "__main__":
+    fetch()

@@ -15,7 +15,6 @@ import gzip
 import hashlib
 import os
 import re
-import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from decentral.data.order import permute
 from decentral.dipaco.documents import Documents
-from decentral.errors import ConfigError
+from decentral.recipes import debian
 from decentral.recipes.corpus import sources, standard_library
 
 PACKAGES: Mapping[str, tuple[str, str]] = {
@@ -166,34 +165,12 @@ def fetch(say: Callable[[str], object] = print) -> None:
             say(f"{domain}: there already")
             continue
         with tempfile.TemporaryDirectory(prefix="decentral-data-") as temporary:
-            texts = [_plain(path) for path in _unpacked(package, Path(temporary), pattern)]
-        if not texts:
-            raise ConfigError(f"package {package} holds no {pattern}", phase="data")
+            files = debian.unpacked(package, Path(temporary), pattern)
+            texts = [_plain(path) for path in files if "translations" not in path.parts]
         partial = target.with_suffix(".part")
         partial.write_bytes(b"\n".join(dict.fromkeys(texts)))
         partial.replace(target)
         say(f"{domain}: {target.stat().st_size / 1e6:.1f} MB from {package}")
-
-
-def _unpacked(package: str, into: Path, pattern: str) -> list[Path]:
-    for command in (["apt-get", "download", package], ["dpkg-deb", "-x", None, "tree"]):
-        words = [word or str(next(into.glob("*.deb"))) for word in command]
-        try:
-            subprocess.run(words, cwd=into, check=True, capture_output=True, text=True)
-        except FileNotFoundError as error:
-            raise ConfigError(
-                f"`make data` needs {words[0]} (Debian, Ubuntu)", phase="data"
-            ) from error
-        except subprocess.CalledProcessError as error:
-            last = (error.stderr or "").strip().splitlines()[-1:]
-            raise ConfigError(f"{' '.join(words)} failed: {''.join(last)}", phase="data") from error
-    tree = into / "tree"
-    found = sorted(tree.glob(pattern), key=lambda path: path.relative_to(tree).as_posix())
-    return [
-        path
-        for path in found
-        if path.is_file() and not path.is_symlink() and "translations" not in path.parts
-    ]
 
 
 def _plain(path: Path) -> bytes:

@@ -156,7 +156,7 @@ def test_fetched_domains_are_used_and_a_failed_fetch_says_why(
     def fails(command: list[str], **_options: object) -> None:
         raise subprocess.CalledProcessError(100, command, stderr="E: Unable to locate package")
 
-    monkeypatch.setattr(corpus.subprocess, "run", fails)
+    monkeypatch.setattr(subprocess, "run", fails)
     with pytest.raises(ConfigError, match=r"download linux-doc.* failed: E: Unable to locate"):
         corpus.fetch(say=lambda line: None)
     corpus.folder().mkdir(parents=True, exist_ok=True)
