@@ -38,8 +38,6 @@ ERRORS: dict[str, type[DecentralError]] = {
     "config": errors.ConfigError,
 }
 #: A link that lost its twin waits this long for it before the peer counts as gone.
-INSISTS_S, FORGETS_S = 1.0, 30.0
-"""Links that cross do so within the first; who dials again between the two insists."""
 TWIN_GRACE_S = 1.0
 
 
@@ -108,8 +106,6 @@ class LinkTable:
         self.silent: Callable[[Link], bool] = lambda link: False
         """Whether nothing has been heard on a link that should say something each second: what is
         new is better than that."""
-        self._insists: set[PeerId] = set()
-        """Peers whose link was needless a moment ago: one that comes now is not."""
         self._ending: set[int] = set()
         """Links that are down, and whose twin is on its way in."""
         self.moves = Moves(endpoint, me, self._switch, user.message)
@@ -332,17 +328,11 @@ class LinkTable:
                 self.ways.better_link(link)
             return
         worse = link.rank > current.rank
-        crossed = self._preferred(current) and not self._preferred(link)
-        if worse or (crossed and link.peer not in self._insists):
+        if worse or (self._preferred(current) and not self._preferred(link)):
             self._endpoint.close_link(link.id, says)
             self._peer_of.pop(link.id, None)
-            self._later(INSISTS_S, partial(self._insists.add, link.peer))
-            self._later(FORGETS_S, partial(self._insists.discard, link.peer))
             return
-        # Also if the same end dialled both: it has restarted, or lost the old link. And if it
-        # dials again, for then it does not know of the one that stayed: that has died unnoticed,
-        # or there are two of its identity, which only a word with both can tell.
-        self._insists.discard(link.peer)
+        # Also if the same end dialled both: it has restarted, or lost the old link.
         self._replace(current, link, admitted, says)
 
     def _replace(self, current: Link, link: Link, admitted: Admitted, says: str) -> None:
