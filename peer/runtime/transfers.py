@@ -146,8 +146,8 @@ class Transfers:
                 self._deliver(roots)
                 return
         given = self._delivered
-        if given is not None and roots.get(given[0]) != given[1]:
-            given = None  # it leads nowhere any more: the trainer may never adopt it
+        if not wanted.past and given is not None and roots.get(given[0]) != given[1]:
+            given = None  # nothing leads on from it: the trainer may never adopt it
         if self._state is None and given is None:
             self._forget_replay()
             self._state = self._fetch_state(wanted)
