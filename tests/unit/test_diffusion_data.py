@@ -57,7 +57,9 @@ def test_fashion_mnist_is_found_in_the_cache(nothing_installed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", [b"no gzip", gzip.compress(b"\0\0\x08\x03short"), idx(np.zeros(3))]
+    "broken",
+    [b"no gzip", gzip.compress(b"\0\0\x08\x03short"), idx(np.zeros(3))],
+    ids=["no gzip", "cut short", "other axes"],  # what gzip makes holds the time
 )
 def test_a_broken_file_is_named(nothing_installed: Path, broken: bytes) -> None:
     file = put_fashion(nothing_installed) / "t10k-images-idx3-ubyte.gz"
