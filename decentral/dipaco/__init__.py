@@ -7,7 +7,7 @@ phases.py     which round is made from which others
 inner.py      a path's own steps
 router.py     which document belongs to which path: features.py, clusters.py
 program.py    all of it as a program for `decentral.dataflow`
-evaluate.py   perplexity, routed; serve.py: text, routed
+evaluate.py   perplexity, routed (text: `decentral.serving`)
 recipe.py     a run that any machine can make, on corpus.py
 """
 
