@@ -29,10 +29,10 @@ data: $(VENV)/installed  ## text for DiPaCo and images for diffusion, from Debia
 test: native-test fuzz-briefly unit  ## everything that CI runs
 
 # What waits for nobody's clock shares the cores; what measures or strikes has the machine alone.
-# Tests between processes get a second chance, which the summary shows: a machine that is busy with
-# something else for a moment is not a fault. Unit tests and the simulator do not.
+# Each gets a second chance, which the summary shows: a machine that is busy with something else for
+# a moment is not a fault, but what shows there is worth a look. The simulator alone does not.
 unit: $(VENV)/installed-test
-	$(BIN)/python -P -m pytest -q -n 2 -m "not alone" tests/unit tests/sim
+	$(BIN)/python -P -m pytest -q -n 2 -m "not alone" --reruns 1 -rR tests/unit tests/sim
 	$(BIN)/python -P -m pytest -q -n 3 -m "not alone" --reruns 1 -rR --durations 10 tests/integration
 	$(BIN)/python -P -m pytest -q -m alone tests/sim
 	$(BIN)/python -P -m pytest -m alone --reruns 1 -rR --durations 30 tests/integration tests/netns

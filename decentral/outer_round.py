@@ -102,6 +102,7 @@ class OuterRounds:
         self._snapshot: Array | None = None  # θm at the offer
         self._own: Array | None = None  # own work in the offer
         self._carried: Array | None = None  # own work that is not in θm any more, and not counted
+        self._carried_steps = 0  # of `work`: they were offered, and make no phase shorter
         self._memory: dict[str, Array] = {}
         self._awaiting = False  # a commit's state is still to come
         self._joined_at: int | None = None  # the round at which this peer became a member
@@ -163,7 +164,8 @@ class OuterRounds:
         """Whether it is time to contribute: enough steps, or the others wait only for us."""
         if self.ended is not None or self.offered is not None or not self.work.steps:
             return False
-        return self.work.steps >= self._pace.enough(alone=self._alone) or self.asked
+        steps = self.work.steps - self._carried_steps
+        return steps >= self._pace.enough(alone=self._alone) or self.asked
 
     @property
     def uncommitted(self) -> tuple[int, int]:
@@ -219,6 +221,7 @@ class OuterRounds:
         if not work.steps:  # nothing to add, but others wait for that word
             work.began_at = self.held.round
         self.offered, self.work, self._offered_to = work, OwnWork(), round
+        self._carried_steps = 0
         if self._strategy.overlap != 0:
             self._snapshot = self._anchor.local()
             self._own = own
@@ -265,6 +268,7 @@ class OuterRounds:
 
     def _forget_own(self) -> None:
         self.work, self.offered, self._counted = OwnWork(), None, None
+        self._carried_steps = 0
         self._carried = self._own = self._snapshot = None
         self._memory.clear()
         if self.leads:
@@ -359,7 +363,8 @@ class OuterRounds:
         """The round went on without this peer's work, which stays queued."""
         self.work, self.offered = offered.with_later(self.work), None
         if self._pace.whole_rounds:
-            self._carried = self._own  # the model has been moved away from it
+            # The model has been moved away from it; this phase goes on as if it had been counted.
+            self._carried, self._carried_steps = self._own, offered.steps
 
     # ------------------------------------------------------------------ adopting
 

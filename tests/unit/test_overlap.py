@@ -7,6 +7,7 @@ committed parameters again, step by step, from the update rule alone.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,11 @@ Batches = list[list[Any]]
 
 
 def trained(
-    peers: int, strategy: Strategy, rounds: int = ROUNDS, cluster: Cluster | None = None
+    peers: int,
+    strategy: Strategy,
+    rounds: int = ROUNDS,
+    cluster: Cluster | None = None,
+    step_s: float = 0.0,
 ) -> tuple[list[Run], Batches]:
     """Runs that have ended, and each peer's batches in order."""
     cluster = cluster or Cluster(peers)
@@ -46,6 +51,7 @@ def trained(
                 batches.append(batch)
                 loss = loss_of(run.model, batch)
                 loss.backward()
+                time.sleep(step_s)
                 run.step(loss)
         except BaseException as error:
             errors.append(error)
@@ -271,8 +277,10 @@ def test_work_that_misses_a_round_is_counted_by_a_later_one(strategy: Strategy) 
     assert sum(len(e.contributions) for e in cluster.committed) < 12, "some were left out"
 
 
-def test_delayed_work_that_missed_its_round_is_not_lost() -> None:
-    """Delayed peers have left their Δ behind when it misses its round: the next one carries it."""
+@pytest.mark.parametrize("step_s", [0.0, 0.03], ids=["heard of at the end", "heard of midway"])
+def test_delayed_work_that_missed_its_round_is_not_lost(step_s: float) -> None:
+    """Delayed peers have left their Δ behind when it misses its round: the next one carries it,
+    after a whole phase, whenever they hear of it."""
 
     class Misses(Cluster):
         def contributed(self, mesh, round, tokens, leases) -> None:
@@ -284,7 +292,7 @@ def test_delayed_work_that_missed_its_round_is_not_lost() -> None:
         sync_every=H, outer_lr=0.8, outer_momentum=0.0, variant="delayed", weights="equal",
         staleness_power=0.0,
     )  # fmt: skip
-    runs, seen = trained(2, strategy, rounds=4, cluster=Misses(2))
+    runs, seen = trained(2, strategy, rounds=4, cluster=Misses(2), step_s=step_s)
     theta = founder()
     queued = [np.zeros(2), np.zeros(2)]
     before: list[np.ndarray] = []
