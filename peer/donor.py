@@ -79,7 +79,10 @@ class DonorConfig:
     max_serving: int = 4
     """Chunks on their way to one peer at a time: what a dropped one may cost at most."""
     max_updates: int = 8
-    """Updates of the last rounds that are kept, while anybody fetches."""
+    """Updates of the last rounds that are kept in any case, while anybody fetches."""
+    max_small_updates: int = 64
+    small_updates_bytes: int = 32 << 20
+    """So many are kept as long as they need no more than this: quick rounds have small updates."""
     max_queued: int = 128
     """Chunks that wait for that; who asks for more is told that this peer is busy."""
 
@@ -157,7 +160,7 @@ class Donor:
     def hold_update(self, root: bytes, update: CommittedState, now: float) -> list[DonorAction]:
         """What led to the state `root` of the update's round; given before that state is held."""
         self._updates[root] = _Pinned(update, now)
-        while len(self._updates) > self._config.max_updates:
+        while len(self._updates) > self._kept_updates():
             del self._updates[next(iter(self._updates))]
         _, peers = self._questions.pop(root, (0, set()))
         return [Tell(peer, self._offer(update.round, root, update)) for peer in sorted(peers)]
@@ -229,6 +232,11 @@ class Donor:
         return min([*pins, *self._interest.values()], default=None)
 
     # ---------------------------------------------------------------------- parts
+
+    def _kept_updates(self) -> int:
+        arrays = [a for one in self._updates.values() for a in one.state.tensors.values()]
+        small = sum(array.nbytes for array in arrays) <= self._config.small_updates_bytes
+        return self._config.max_small_updates if small else self._config.max_updates
 
     def _pin(self, peer: PeerId, message: TransferMessage, now: float) -> _Pinned | None:
         for update in self._updates.values():

@@ -51,6 +51,7 @@ class Join:
         self.coordinator = coordinator
         self.target: LogState | None = None
         self.ask_at = 0.0
+        self._knocked = False  # whether we have asked to enter since we are outside
         self._asked: tuple[str, int] = ("", 0)
         self._via: PeerId | None = None
         self._alone_since: float | None = None
@@ -104,16 +105,15 @@ class Join:
         if target is not None and target.view.lineage != best.lineage:
             target = self.target = None
         ready = target is not None and self._prepare(target)
-        if self.ctx.now < self.ask_at:
+        if self.ctx.now < self.ask_at and not (ready and self._knocks_at_once(target)):
             return
         self.ask_at = self.ctx.now + self.ctx.jitter(ASK_AGAIN_S)
         contact = self._contact(best.lineage)
         if contact is None:
             return
         if target is not None and ready and not self.ctx.config.spectator:
-            mine = [one for one in target.scopes if self.rounds[one.tag].takes]
-            held = tuple((one.tag, one.round, one.root) for one in mine)
-            self.ctx.send(contact, Enter(target.view.lineage, target.slot, held))
+            self._knocked = True
+            self.ctx.send(contact, Enter(target.view.lineage, target.slot, self._held(target)))
         if target is None or self._lacks_an_address(target):
             self.ctx.send(contact, JoinRequest("", 0))  # answered with everything
         else:
@@ -160,8 +160,20 @@ class Join:
             return via
         return able[self.ctx.rng.randrange(len(able))] if able else None
 
+    def _knocks_at_once(self, target: LogState | None) -> bool:
+        """The first time; whoever has asked already asks again from time to time."""
+        newest = target is not None and all(one.holds(target) for one in self.rounds.values())
+        return newest and not self._knocked and not self.ctx.config.spectator
+
+    def _held(self, target: LogState) -> tuple[tuple[str, int, bytes], ...]:
+        """(tag, round, root) that this peer comes in with."""
+        mine = [one for one in target.scopes if self.rounds[one.tag].takes]
+        held = ((one, self.rounds[one.tag].held if one.root else None) for one in mine)
+        return tuple((one.tag, *(state or (one.round, one.root))) for one, state in held)
+
     def _prepare(self, target: LogState) -> bool:
-        """All links that a member would want, and the current state: what entering takes."""
+        """All links that a member would want, and a recent state: what entering takes. Not the
+        newest: where rounds are quicker than messages, that one is always still to come."""
         members = self.membership.links_wanted(target.view.members)
         self.membership.want((p for p in members if p not in self.ctx.links), 0.0)
         behind = [one for one in self.rounds.values() if not one.holds(target)]
@@ -170,7 +182,8 @@ class Join:
             for rounds in behind:
                 rounds.fetch(target, linked)
         living = [peer for peer in members if not self.membership.dead(peer)]
-        return not behind and all(peer in self.ctx.links for peer in living)
+        near = all(one.near(target, PATIENCE_ROUNDS) for one in behind)
+        return near and all(peer in self.ctx.links for peer in living)
 
     def _perhaps_go_back(self) -> None:
         state = self.replica.state
@@ -237,7 +250,7 @@ class Join:
         for rounds in self.rounds.values():
             rounds.abort("no longer a member")
             rounds.next_round()
-        self.ask_at = 0.0
+        self.ask_at, self._knocked = 0.0, False
         self.ctx.out.append(Evicted(says))
         self.ctx.dirty = True
 

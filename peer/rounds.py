@@ -346,6 +346,14 @@ class Rounds:
         scope = state.scope(self.tag)
         return self.held == (scope.round, scope.root) or scope.root == b""
 
+    def near(self, state: LogState, rounds: int) -> bool:
+        """Whether the trainer holds the state of one of the last `rounds` rounds or the one before,
+        as far as it takes part."""
+        if self.holds(state):
+            return True
+        scope, held = state.scope(self.tag), self.held
+        return held is not None and scope.round - held[0] <= rounds and scope.committed(*held)
+
     def fetch(self, state: LogState, holders: tuple[PeerId, ...]) -> None:
         """Have the state of the last round fetched."""
         if self.held is None and not self._fetching and self.replica.restarted:

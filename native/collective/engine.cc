@@ -225,7 +225,7 @@ class EngineImpl final : public Engine {
       finished_.Put(op.key(), op.failure());
       by_key_.erase(it);
     }
-    if (op.quiet()) ops_.erase(op.serial());
+    if (op.quiet() && ops_.erase(op.serial()) > 0 && ops_.empty()) context_.transport.Quiet();
   }
 
   void ScheduleTick() {

@@ -4,6 +4,9 @@
 //   blob slices       ░░  ░       ░       ░░░░░░░░░░░      ░
 //                       └ 1 byte in 50 ┘  └ quiet: all
 //
+// Rounds of a small model may follow each other faster than a collective counts as quiet: so the
+// end of the last one counts, too.
+//
 // Within a stream priorities are enough; between streams TCP would share fairly, and a joiner's
 // download would take half of what a round needs. Pure, no clock of its own; data thread only.
 #pragma once
@@ -21,6 +24,8 @@ class BlobYield {
     quiet_at_ms_ = now_ms + kQuietMs;
     credit_ = std::min<int64_t>(credit_ + static_cast<int64_t>(bytes_left / kShare), kMaxCredit);
   }
+  // No collective runs here any more: nothing is waited for but what the kernel still holds.
+  void Over(int64_t now_ms) { quiet_at_ms_ = std::min(quiet_at_ms_, now_ms + kDrainMs); }
   // May a slice of a blob leave?
   bool MayGo(int64_t now_ms) const { return now_ms >= quiet_at_ms_ || credit_ > 0; }
   void Went(uint64_t bytes) { credit_ -= static_cast<int64_t>(bytes); }
@@ -28,6 +33,7 @@ class BlobYield {
 
  private:
   static constexpr int64_t kQuietMs = 100;  // a collective waits so long for a distant member
+  static constexpr int64_t kDrainMs = 20;   // its last frames leave the machine meanwhile
   static constexpr uint64_t kShare = 50;    // nobody starves, however busy the rounds
   static constexpr int64_t kMaxCredit = 1 << 20;
 

@@ -50,6 +50,8 @@ class BulkTransport {
                     uint64_t cookie, int priority) = 0;
   // A small frame over the control stream (at most 64 KiB, copied).
   virtual void SendControl(const PeerId& to, const FrameHeader&, const void* payload) = 0;
+  // The last operation here is over: what gives way to operations need not wait for more frames.
+  virtual void Quiet() = 0;
   // Run on the data thread, soon / after a delay. The only calls allowed from other threads.
   virtual void Post(std::function<void()>) = 0;
   virtual void PostAfter(int delay_ms, std::function<void()>) = 0;

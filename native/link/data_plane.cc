@@ -432,6 +432,8 @@ void DataPlane::SendControl(const PeerId& to, const FrameHeader& header, const v
       size == 0 ? std::string() : std::string(static_cast<const char*>(payload), size));
 }
 
+void DataPlane::Quiet() { yield_.Over(NowMs()); }
+
 void DataPlane::ControlFrame(LinkId link, const FrameHeader& header, std::string payload) {
   loop_.Post([this, link, header, payload = std::move(payload)] {
     const Link* l = Find(link);

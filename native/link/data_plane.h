@@ -67,6 +67,7 @@ class DataPlane : public BulkTransport, private BulkStream::Owner {
             uint64_t cookie, int priority) override;
   void SendControl(const PeerId& to, const FrameHeader& header, const void* payload) override;
   void Post(std::function<void()> work) override;
+  void Quiet() override;
   void PostAfter(int delay_ms, std::function<void()> work) override;
 
  private:

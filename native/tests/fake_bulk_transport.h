@@ -39,6 +39,7 @@ class FakeTransport final : public BulkTransport {
     std::lock_guard lock(mutex_);
     tasks_.push_back(std::move(task));
   }
+  void Quiet() override {}
   void PostAfter(int delay_ms, std::function<void()> task) override;
 
   BulkHandler* handler = nullptr;

@@ -135,6 +135,11 @@ TEST(blobs_wait_while_a_collective_moves_and_none_starves) {
   CHECK(yield.MayGo(4100));  // what went in quiet times is not held against anybody
   yield.Collective(4100, 50 * 16384);
   CHECK(yield.MayGo(4100));
+  yield.Collective(5000, 0);
+  yield.Over(5010);  // the last one is over: rounds may be quicker than 100 ms
+  CHECK(!yield.MayGo(5029) && yield.MayGo(5030));
+  yield.Over(9000);
+  CHECK(yield.MayGo(9000));
 }
 
 }  // namespace

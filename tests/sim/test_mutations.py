@@ -36,7 +36,7 @@ def test_less_than_a_majority_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
         return max(1, views.replica.state.view.majority - 1)
 
     monkeypatch.setattr(Views, "quorum", too_few)
-    assert violated(range(40), "two values in slot")
+    assert violated(range(60), "two values in slot", "partitions")
 
 
 def test_votes_that_are_not_durable_are_noticed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from fetch_world import make_state
 
 from decentral.peer.donor import Donor, DonorConfig, Tell
@@ -115,8 +116,10 @@ def update(number: int) -> tuple[bytes, object]:
     return ROOTS[number], made
 
 
-def test_updates_are_kept_only_while_somebody_fetches() -> None:
-    donor, state = Donor(DonorConfig(pin_idle_s=10, max_updates=2)), make_state(5)
+@pytest.mark.parametrize("small_bytes", [20, 1000], ids=["large updates", "small updates"])
+def test_updates_are_kept_only_while_somebody_fetches(small_bytes: int) -> None:
+    config = DonorConfig(pin_idle_s=10, max_updates=2, small_updates_bytes=small_bytes)
+    donor, state = Donor(config), make_state(5)
     donor.hold(state)
     assert not donor.wants_updates
     donor.handle("p", Pin(5, state.root).pack(), 0.0)
@@ -133,7 +136,7 @@ def test_updates_are_kept_only_while_somebody_fetches() -> None:
         assert isinstance(message, UpdateOffer)
         return message
 
-    assert ask(6, 1.0).update == b""  # bounded
+    assert bool(ask(6, 1.0).update) == (small_bytes == 1000)  # bounded
     made = ask(8, 1.0)
     assert made.update and (made.data_bytes, made.how_bytes) == (10, 3)
     donor.tick(11.0)
