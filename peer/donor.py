@@ -80,7 +80,7 @@ class DonorConfig:
     """Chunks on their way to one peer at a time: what a dropped one may cost at most."""
     max_updates: int = 8
     """Updates of the last rounds that are kept in any case, while anybody fetches."""
-    max_small_updates: int = 64
+    max_small_updates: int = 16
     small_updates_bytes: int = 32 << 20
     """So many are kept as long as they need no more than this: quick rounds have small updates."""
     max_queued: int = 128

@@ -248,7 +248,7 @@ class Harness:
             if any(seat not in seats for seat in self.crew.seats.values()):
                 continue
             said = [seat.process.last("round") if seat.process else None for seat in seats]
-            if all(e is not None and e["seen_at"] > began_at for e in said):
+            if said and all(e is not None and e["seen_at"] > began_at for e in said):
                 rounds = [e for e in said if e is not None]
                 last = min(e["participants"] for e in rounds)
                 if last == len(seats) and len({e["lineage"] for e in rounds}) == 1:

@@ -171,9 +171,7 @@ class Siege:
         """A peer whose way in leads through a proxy: a real session to be recorded."""
         word = JoinWord.parse(honest[0].invite()).at(between.address).text
         last = fleet.start(self._count - 1, "--join", word)
-        # Rounds of a tenth of a second, and a proxy that takes half of that per message: a newcomer
-        # may need many of them to catch up.
-        fleet.complete([*honest, last], time.monotonic(), timeout_s=150)
+        fleet.complete([*honest, last], time.monotonic(), timeout_s=60)
         return last
 
     # -------------------------------------------------------------- the besiegers
