@@ -33,6 +33,7 @@ BATCH_S = 4.0
 """Newcomers enter once in a round, or after so long: a stream of them makes few views."""
 REVIEW_S = 0.25
 IDLE_S = 2.0
+HELD_UP_AGAIN_S = 0.05
 MEET_S = 2.0
 LONELY_S = 5.0
 """A member without any link dials all whom it has ever known, so often."""
@@ -129,7 +130,10 @@ class Duties:
         self._do_what_is_due()
         self._afoot = self._pending()
         self.ctx.acting = self.acting()
-        self._rounds_at = min(one.next_timer() for one in self.core.coordination.values())
+        at = min(one.next_timer() for one in self.core.coordination.values())
+        # What is due and could not be done just now (a vote is under way, others coordinate) must
+        # not keep this peer spinning.
+        self._rounds_at = at if at > self.ctx.now else self.ctx.now + HELD_UP_AGAIN_S
 
     def _do_what_is_due(self) -> None:
         core, ctx = self.core, self.ctx
