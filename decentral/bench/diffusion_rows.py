@@ -16,7 +16,7 @@ from decentral.diffusion.program import DiffusionProgram
 from decentral.errors import ConfigError
 
 ROUNDS = 20
-OUTER_ROUNDS = 60
+OUTER_ROUNDS = 120
 """Of experts that two peers train together: DiLoCo wants many."""
 
 
@@ -30,6 +30,8 @@ class Row:
     peers: int = 1
     batch_share: float = 1.0
     """Of the monolith's batch."""
+    lr_share: float = 1.0
+    """Of the monolith's peak learning rate."""
     ways: tuple[str, ...] = ("sticky",)
     """FID is measured for each."""
     against: str = "monolith"
@@ -49,7 +51,7 @@ class Row:
             rounds=max(1, min(ROUNDS, steps // 10)),
             batch=int(base.batch * self.batch_share),
         )
-        config = replace(config, steps=max(1, steps // config.rounds))
+        config = replace(config, steps=max(1, steps // config.rounds), lr=base.lr * self.lr_share)
         if self.experts > 1:
             share = router_share(DiffusionProgram(images, config, 0))
             config = replace(config, steps=max(1, int(steps * (1 - share) / config.rounds)))
@@ -84,8 +86,12 @@ ROWS = (
         name="random4", says="four experts of random clusters", experts=4, clusters="random",
     ),
     Row(
+        name="k4-rate3", says="four experts at the learning rate that suits two peers best",
+        experts=4, lr_share=3.0, against="k4",
+    ),
+    Row(
         name="two-peers", says="four experts, each trained by two peers with DiLoCo", experts=4,
-        peers=2, against="k4",
+        peers=2, lr_share=3.0, against="k4-rate3",
     ),
     Row(
         name="k8", says="eight experts", experts=8, ways=("sticky", "top-1", "top-2"),

@@ -131,7 +131,9 @@ def test_a_foreign_file_is_no_model(tmp_path: Path) -> None:
 def test_the_bench_compares_rows_and_remembers_them(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    words = "--images shapes --steps 100 --samples 100 --seeds 1 --rows monolith k4 two-peers"
+    words = (
+        "--images shapes --steps 100 --samples 100 --seeds 1 --rows monolith k4 k4-rate3 two-peers"
+    )
     args = parser.parse_args([*words.split(), "distilled", "dead", "--work", str(tmp_path)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -139,7 +141,7 @@ def test_the_bench_compares_rows_and_remembers_them(tmp_path: Path) -> None:
     by_row = {(one["row"], one["way"]): one for one in report["results"]}
     assert by_row["monolith", "sticky"]["fid_ratio"] == 1
     assert by_row["k4", "full"]["loss_ratio"] > 0
-    assert by_row["two-peers", "sticky"]["against"] == "k4"
+    assert by_row["two-peers", "sticky"]["against"] == "k4-rate3"
     assert by_row["dead", "full, without 3"]["fid"] > 0
     assert report["floor"]["fid"] < by_row["monolith", "sticky"]["fid"]
     runs = {run["row"]: run for run in report["runs"]}
