@@ -347,8 +347,8 @@ class Rounds:
         return self.held == (scope.round, scope.root) or scope.root == b""
 
     def near(self, state: LogState, rounds: int) -> bool:
-        """Whether the trainer holds the state of one of the last `rounds` rounds or the one before,
-        as far as it takes part."""
+        """Whether the trainer holds a committed state at most so many rounds old, as far as it
+        takes part."""
         if self.holds(state):
             return True
         scope, held = state.scope(self.tag), self.held

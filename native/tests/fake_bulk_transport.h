@@ -39,13 +39,14 @@ class FakeTransport final : public BulkTransport {
     std::lock_guard lock(mutex_);
     tasks_.push_back(std::move(task));
   }
-  void Quiet() override {}
+  void Quiet() override { ++quiets; }
   void PostAfter(int delay_ms, std::function<void()> task) override;
 
   BulkHandler* handler = nullptr;
   bool frozen = false;                       // SIGSTOP: nothing of ours happens
   bool deaf = false;                         // control frames to us are lost
   uint64_t sent_chunks = 0, sent_bytes = 0;  // what really left
+  int quiets = 0;                            // how often the last operation was over
 
  private:
   friend class FakeWorld;
