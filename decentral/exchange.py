@@ -156,7 +156,7 @@ class Exchange:
                 self._running.start(
                     round,
                     attempt,
-                    lambda: self._make_group(self._mesh.native, view, me).all_reduce(
+                    lambda wanted: self._make_group(self._mesh.native, view, me, wanted).all_reduce(
                         delta,
                         self._mean,
                         self._strategy.codec,

@@ -42,6 +42,7 @@ __all__ = [
     "Order",
     "StateArrived",
     "UpdateArrived",
+    "Wanted",
     "Work",
 ]
 
@@ -114,9 +115,9 @@ class MeshPort(Protocol):
         """Whether this peer takes part in the tag's rounds from now on. Where it does not, its
         state is neither held nor fetched, nor served."""
 
-    def connect(self, peers: Sequence[PeerId]) -> None:
-        """See to it that there are links to these members. Waits for them, for a while; which of
-        them there is none to becomes clear when they are used."""
+    def connect(self, peers: Sequence[PeerId], wanted: Wanted) -> None:
+        """See to it that there are links to these members. Waits for them, for a while and as long
+        as that is wanted; which of them there is none to becomes clear when they are used."""
 
     def linked(self, peer: PeerId) -> bool:
         """Whether there is a link to this peer now."""
@@ -215,4 +216,8 @@ class Group(Protocol):
         """
 
 
-GroupFactory: TypeAlias = Callable[[Any, View, PeerId], Group]
+Wanted: TypeAlias = Callable[[], bool]
+"""Whether what waits for something still should: asked again and again, on the waiting thread."""
+
+GroupFactory: TypeAlias = Callable[[Any, View, PeerId, Wanted], Group]
+"""Of the native endpoint, the members, this peer; operations begin only while they are wanted."""

@@ -39,6 +39,7 @@ from decentral.lifetime import Lifetime, in_full, why_it_ended
 from decentral.lockstep import Lockstep
 from decentral.mesh_port import GroupFactory, MeshPort
 from decentral.modules import Modules, parts
+from decentral.native_group import native_groups
 from decentral.options import RunOptions
 from decentral.outer_loop import OuterLoop
 from decentral.outer_round import OuterRounds
@@ -95,7 +96,7 @@ class Run:
             layout = tensors.layout
             self._reporters[tag] = Reporter(mesh, options, layout, tag)
             self._witnesses[tag] = WitnessLog(mesh, layout, self._book, options.witness, tag)
-            self._rounds[tag] = self._outer_rounds(tag, tensors, make_group or self._native_group)
+            self._rounds[tag] = self._outer_rounds(tag, tensors, make_group or native_groups(mesh))
         self._loop.drive(self._rounds)
         self._brought = Brought(
             mesh, options, strategy.name, self._rounds, self._reporters, self._inner
@@ -140,12 +141,6 @@ class Run:
         if self.strategy.fragments == 1:
             return None
         return self.strategy.sync_every * (self._tags.index(tag) + 1) // len(self._tags)
-
-    def _native_group(self, native: Any, view: Any, me: PeerId) -> Any:
-        from decentral.collectives import Group
-
-        mesh = self.mesh
-        return Group(native, view, me, connect=mesh.connect, dense_up_to=mesh.full_mesh_up_to)
 
     # ------------------------------------------------------------------ training
 

@@ -2,9 +2,12 @@
 any.
 
     exchange's thread   start ─────────────────────────▶ goes on with other tags' orders
-    a thread of its own   └─ wait ──▶ on_end(error or None)
+    a thread of its own   └─ begin, which may wait for links ─ wait ──▶ on_end(error or None)
     mesh's thread              abort: returns when no buffer is touched any more
     user's thread              settle: the same, and waits for the end
+
+The links that the beginning waits for are made by the mesh's thread, so that one must never wait
+for the beginning.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import threading
 from collections.abc import Callable
 
 from decentral.errors import AbortedError
-from decentral.mesh_port import Work
+from decentral.mesh_port import Wanted, Work
 
+Begin = Callable[[Wanted], Work]
 OnEnd = Callable[[BaseException | None], None]
 
 
@@ -24,36 +28,42 @@ class RunningReduce:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._key: tuple[int, int] | None = None  # guarded by _lock
-        self._work: Work | None = None  # guarded by _lock
+        self._work: Work | None = None  # guarded by _lock; None while it begins
+        self._stopped = ""  # guarded by _lock; why the running one is called off
         self._called_off: dict[tuple[int, int], str] = {}  # guarded by _lock
         self._over: threading.Event | None = None  # guarded by _lock
 
-    def start(self, round: int, attempt: int, start: Callable[[], Work], on_end: OnEnd) -> None:
-        """Start it. `on_end` is called once, on another thread, when it is over; then call `end`.
+    def start(self, round: int, attempt: int, begin: Begin, on_end: OnEnd) -> None:
+        """Start it. `on_end` is called once, on another thread, when it is over, also if `begin`
+        raised something; then call `end`.
 
-        Raises an AbortedError if it was called off already, and whatever `start` raises.
+        Raises an AbortedError if it was called off already.
         """
         assert self._over is None, "one attempt after the other"
-        over = threading.Event()
+        over, key = threading.Event(), (round, attempt)
         with self._lock:
-            says = self._called_off.get((round, attempt))
+            says = self._called_off.get(key)
             if says is not None:
                 raise AbortedError(says, phase="all-reduce")
-            work = start()
-            self._key, self._work, self._over = (round, attempt), work, over
-        waiter = threading.Thread(
-            target=self._wait, args=(work, over, on_end), name="decentral reduce", daemon=True
+            self._key, self._over, self._stopped = key, over, ""
+        runner = threading.Thread(
+            target=self._run, args=(begin, over, on_end), name="decentral reduce", daemon=True
         )
         try:
-            waiter.start()
+            runner.start()
         except BaseException:  # a signal, while the thread begins
-            work.abort("the trainer has stopped")
+            self.abort_any("the trainer has stopped")
             over.set()
             raise
 
-    def _wait(self, work: Work, over: threading.Event, on_end: OnEnd) -> None:
+    def _run(self, begin: Begin, over: threading.Event, on_end: OnEnd) -> None:
         error: BaseException | None = None
         try:
+            work = begin(lambda: not self._stopped)
+            with self._lock:
+                self._work = work
+                if self._stopped:
+                    work.abort(self._stopped)
             while not work.wait(None):
                 pass
         except BaseException as failed:
@@ -81,15 +91,20 @@ class RunningReduce:
     def abort(self, round: int, attempt: int, says: str) -> None:
         """Called on the mesh's thread; idempotent."""
         with self._lock:
-            if self._key == (round, attempt) and self._work is not None:
-                self._work.abort(says)
+            if self._key == (round, attempt):
+                self._stop(says)
             else:
                 self._called_off[(round, attempt)] = says
 
     def abort_any(self, says: str) -> None:
         with self._lock:
-            if self._work is not None:
-                self._work.abort(says)
+            self._stop(says)
+
+    def _stop(self, says: str) -> None:
+        """Under the lock."""
+        self._stopped = self._stopped or says
+        if self._work is not None:
+            self._work.abort(says)
 
     def forget(self, up_to_round: int) -> None:
         """That round is committed: no attempt at it will start any more."""

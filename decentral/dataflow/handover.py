@@ -64,7 +64,9 @@ class Handover:
         self._running.start(
             order.round,
             order.attempt,
-            lambda: self._make_group(self._mesh.native, view, self._mesh.me).broadcast(
+            lambda wanted: self._make_group(
+                self._mesh.native, view, self._mesh.me, wanted
+            ).broadcast(
                 data,
                 view.rank(source),
                 round=order.round,

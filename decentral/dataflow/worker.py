@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from decentral.dataflow.progress import kind_of
 from decentral.dataflow.telling import Telling
 from decentral.errors import CollectiveError, ConfigError, DivergenceError, StateError
 from decentral.mesh_port import Holding, MeshFailed, MeshPort, Order, StateArrived
+from decentral.native_group import native_groups
 from decentral.peer.protocol import (
     AbortReduce,
     Committed,
@@ -41,7 +42,7 @@ from decentral.peer.protocol import (
     StartReduce,
 )
 from decentral.peer.views_log import LogState
-from decentral.types import CommittedState, PeerId, View
+from decentral.types import CommittedState
 
 TICK_S = 0.2
 COPIES = 2
@@ -98,17 +99,11 @@ class Worker:
         self._computing = Computing(program, store, mesh.read, self._progress, self._news.put)
 
     def _handover(self, cell: str) -> Handover:
-        def group(native: Any, view: View, me: PeerId) -> Any:
-            from decentral.collectives import Group
-
-            full = self.mesh.full_mesh_up_to
-            return Group(native, view, me, connect=self.mesh.connect, dense_up_to=full)
-
         return Handover(
             cell,
             self.mesh,
             self.program,
-            group,
+            native_groups(self.mesh),
             lambda order, data, error: self._news.put(_HandedOver(order, data, error)),
         )
 

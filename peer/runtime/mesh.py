@@ -313,12 +313,13 @@ class Mesh:
     ) -> None:
         self._loop.call(self._node.feed, protocol.ReduceFailed(round, attempt, suspect, says, tag))
 
-    def connect(self, peers: Sequence[PeerId]) -> None:
-        """See to it that there are links to these members; waits for at most `CONNECT_S`."""
+    def connect(self, peers: Sequence[PeerId], wanted: Callable[[], bool]) -> None:
+        """See to it that there are links to these members; waits for at most `CONNECT_S`. Never on
+        the mesh's own thread, which makes them."""
         missing = [peer for peer in peers if peer != self.me and not self.linked(peer)]
         deadline = time.monotonic() + CONNECT_S
         asked_at = float("-inf")
-        while missing and time.monotonic() < deadline:
+        while missing and wanted() and time.monotonic() < deadline:
             if time.monotonic() >= asked_at + CONNECT_AGAIN_S:
                 asked_at = time.monotonic()
                 self._loop.call(self._node.want_links, tuple(missing))

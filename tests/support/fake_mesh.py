@@ -16,7 +16,7 @@ import numpy as np
 
 from decentral.errors import AbortedError
 from decentral.leases import subtract
-from decentral.mesh_port import Holding, Order, StateArrived
+from decentral.mesh_port import Holding, Order, StateArrived, Wanted
 from decentral.peer.protocol import (
     AbortReduce,
     Committed,
@@ -93,7 +93,7 @@ class FakeMesh:
         self.failures.append((round, attempt, suspect, says))
         self.cluster.reduce_failed(round, attempt)
 
-    def connect(self, peers: Sequence[PeerId]) -> None:
+    def connect(self, peers: Sequence[PeerId], wanted: Wanted) -> None:
         """All are."""
 
     def hold(self, state: CommittedState, *, tag: str = "") -> None:
@@ -230,7 +230,7 @@ class Cluster:
         self._exchanges: dict[tuple[int, int], Exchange] = {}
         self._slot = 0
 
-    def make_group(self, native: Any, view: View, me: PeerId) -> FakeGroup:
+    def make_group(self, native: Any, view: View, me: PeerId, wanted: Wanted) -> FakeGroup:
         return FakeGroup(self, view, me)
 
     def exchange(self, round: int, attempt: int, ranks: int) -> Exchange:

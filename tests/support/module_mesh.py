@@ -14,7 +14,7 @@ from typing import Any
 from fake_mesh import Exchange, FakeWork
 
 from decentral.leases import subtract
-from decentral.mesh_port import Holding, Order, StateArrived
+from decentral.mesh_port import Holding, Order, StateArrived, Wanted
 from decentral.peer.protocol import (
     AbortReduce,
     Committed,
@@ -83,7 +83,7 @@ class ModuleMesh:
         self.failures.append((tag, round, attempt, says))
         self.hub.reduce_failed(tag, round, attempt)
 
-    def connect(self, peers: Sequence[PeerId]) -> None:
+    def connect(self, peers: Sequence[PeerId], wanted: Wanted) -> None:
         """All are."""
 
     def hold(self, state: CommittedState, *, tag: str = "") -> None:
@@ -172,7 +172,7 @@ class Hub:
         self._running: dict[str, tuple[int, int, tuple[Contribution, ...]]] = {}
         self._exchanges: dict[tuple[int, int, int], Exchange] = {}
 
-    def make_group(self, native: Any, view: View, me: PeerId) -> ModuleGroup:
+    def make_group(self, native: Any, view: View, me: PeerId, wanted: Wanted) -> ModuleGroup:
         return ModuleGroup(self, view, me)
 
     def exchange(self, tag: int, round: int, attempt: int, ranks: int) -> Exchange:

@@ -272,11 +272,11 @@ def test_a_failed_attempt_of_one_module_leaves_the_other_alone():
     other = make_run(hub, "y", "ab", tags="ab", rounds=2)
     spoiled: list[str] = []
 
-    def make(native, view, me):
+    def make(native, view, me, wanted):
         if not spoiled:
             spoiled.append("b")
             hub.exchange(1, 1, 1, 2).abort("a cable was pulled")
-        return hub.make_group(native, view, me)
+        return hub.make_group(native, view, me, wanted)
 
     one._rounds["b"].exchange._make_group = make
     together(lambda: train(one), lambda: train(other))

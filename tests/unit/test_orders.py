@@ -147,11 +147,11 @@ def test_a_bystander_reduces_with_weight_zero_and_keeps_its_work():
         if cluster.mesh.steps == 1:
             cluster.start_reduce(1, mine=False)
 
-    def make_group(native, view, me):
+    def make_group(native, view, me, wanted):
         class Group:
             def all_reduce(self, src, dst, codec, *, weights, round, attempt, tag):
                 sent.append(tuple(weights))
-                return cluster.make_group_was(native, view, me).all_reduce(
+                return cluster.make_group_was(native, view, me, wanted).all_reduce(
                     src, dst, codec, weights=[1.0], round=round, attempt=attempt, tag=tag
                 )
 
