@@ -1,4 +1,4 @@
-"""Who reduces together: a collective group over the mesh's links, which asks for those it misses."""
+"""Who reduces together: a group over the mesh's links, which asks for those that it misses."""
 
 from __future__ import annotations
 

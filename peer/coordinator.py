@@ -31,7 +31,10 @@ from decentral.types import Contribution, PeerId
 MIN_GRACE_S = 1.0
 HELD_UP_S = 1.0
 """An attempt that lasts so long is looked at: does it wait for somebody who may be dead?"""
+SUSPECTS = 2
+"""Whoever so many attempts at a round have failed because of is left out of the next one."""
 BLAMES = 3
+"""After so many it goes; also after being left out of so many rounds in a row."""
 NOBODY_HOLDS = "nobody holds a later one any more"
 """Why a run goes back that nobody has asked to."""
 
@@ -80,6 +83,8 @@ class Coordinator:
         self._enough_at: float | None = None
         """Since when K members have contributed."""
         self._blames: Counter[PeerId] = Counter()
+        self._left_out: Counter[PeerId] = Counter()
+        """Of how many rounds in a row, because of failed attempts."""
         self._closed: set[PeerId] = set()
 
     # -------------------------------------------------------------- collecting
@@ -112,11 +117,15 @@ class Coordinator:
         self._ready.discard(peer)
 
     def new_round(self) -> None:
+        done = self.attempt.participants if self.attempt is not None else tuple(self._blames)
+        blamed = [peer for peer in self._blames if self._suspect(peer) and peer not in done]
+        self._left_out = Counter({peer: self._left_out[peer] + 1 for peer in blamed})
+        # It may try again, once.
+        self._blames = Counter(dict.fromkeys(blamed, SUSPECTS - 1))
         self.attempt = None
         self._attempt_seen = self._seen_here = self._failures = 0
         self._retry_at, self._since = 0.0, self.ctx.now
         self._half_at = self._enough_at = None
-        self._blames.clear()
         self._closed.clear()
 
     def new_view(self, members: tuple[PeerId, ...]) -> None:
@@ -175,6 +184,10 @@ class Coordinator:
         there = [peer for peer in takers if self._heard(peer, reachable)]
         if not self._can_commit(state, there, reachable):
             there = list(takers)  # without those in doubt nothing could be committed
+        # Nor does it wait for the few who cannot reduce now: what they have is counted in the next.
+        able = [p for p in there if not self._suspect(p) and (p in work or not self._apart(p))]
+        if 2 * len(able) > len(takers) and self._can_commit(state, able, reachable):
+            there = able
         ready = [peer for peer in there if peer in work]
         missing = [peer for peer in there if peer not in work]
         if self.ctx.config.copies:
@@ -196,6 +209,12 @@ class Coordinator:
         """Nobody doubts that it lives. Whoever is doubted is still a member and may be back in a
         moment, but a round does not wait for that: its work is counted in the next one."""
         return peer == self.ctx.me or (peer in reachable and self.membership.state(peer) == ALIVE)
+
+    def _suspect(self, peer: PeerId) -> bool:
+        return self._blames[peer] >= SUSPECTS
+
+    def _apart(self, peer: PeerId) -> bool:
+        return peer != self.ctx.me and self.evictions.apart(peer)
 
     def _can_commit(self, state: LogState, heard: list[PeerId], reachable: Set[PeerId]) -> bool:
         """Whether a round of these could be voted through: by those who do not take part, too."""
@@ -323,12 +342,12 @@ class Coordinator:
     def _fail(self, says: str) -> None:
         self.abort(says)
         self._failures += 1
-        wait_s = self.ctx.config.retry_s * min(2**self._failures, 16)
+        wait_s = self.ctx.config.retry_s * min(2 ** (self._failures - 1), 16)
         self._retry_at = self.ctx.now + self.ctx.jitter(wait_s)
-        worst = self._blames.most_common(1)
-        if worst and worst[0][1] >= BLAMES:
-            says = f"{BLAMES} attempts failed because of it ({says})"
-            self.evictions.due[worst[0][0]] = says
+        for worst, times in self._blames.most_common(1):
+            again = self._suspect(worst) and self._left_out[worst] >= BLAMES - 1
+            if times >= BLAMES or again:
+                self.evictions.due[worst] = f"attempts fail because of it ({says})"
 
     # -------------------------------------------------------------- outcomes
 
