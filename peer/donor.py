@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from decentral.errors import ConfigError, ProtocolError
@@ -114,6 +115,9 @@ class Donor:
         self._config = config or DonorConfig()
         self._tag = tag
         self._newest: CommittedState | None = None
+        self._fetching = -1
+        """Up to which round this peer fetches states itself: their updates will not come to be
+        here, and two who are behind must not wait for one another."""
         self._retired = False
         self._pins: dict[bytes, _Pinned] = {}
         self._guests: dict[PeerId, _Guest] = {}
@@ -140,22 +144,27 @@ class Donor:
     def hold(self, state: CommittedState | None) -> list[DonorAction]:
         """This is the committed state now (None: none is held)."""
         self._newest, self._retired = state, False
-        told: list[DonorAction] = []
-        for root, (number, peers) in list(self._questions.items()):
-            if state is not None and number <= state.round:  # it came without its update
-                del self._questions[root]
-                told += [Tell(peer, self._offer(number, root, None)) for peer in sorted(peers)]
-        return told
+        # It came without its update.
+        return [] if state is None else self._deny(state.round)
+
+    def fetches(self, number: int) -> list[DonorAction]:
+        """This peer is behind, and gets the states up to that round from others."""
+        self._fetching = number
+        return self._deny(number)
 
     def retire(self) -> list[DonorAction]:
         """Nothing newer will be held here: only what fetchers have pinned is served."""
         self._newest, self._retired = None, True
-        questions, self._questions = self._questions, {}
-        return [
-            Tell(peer, self._offer(number, root, None))
-            for root, (number, peers) in questions.items()
-            for peer in sorted(peers)
-        ]
+        return self._deny()
+
+    def _deny(self, up_to: float = inf) -> list[DonorAction]:
+        """The updates of the rounds up to that one will not be here."""
+        told: list[DonorAction] = []
+        for root, (number, peers) in list(self._questions.items()):
+            if number <= up_to:
+                del self._questions[root]
+                told += [Tell(peer, self._offer(number, root, None)) for peer in sorted(peers)]
+        return told
 
     def hold_update(self, root: bytes, update: CommittedState, now: float) -> list[DonorAction]:
         """What led to the state `root` of the update's round; given before that state is held."""
@@ -217,14 +226,15 @@ class Donor:
         for root in list(self._pins):
             self._release(peer, root)
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float) -> list[DonorAction]:
         """Release what nobody used for a while."""
         idle = self._config.pin_idle_s
         self._pins = {r: p for r, p in self._pins.items() if now < p.used_at + idle}
         self._interest = {peer: until for peer, until in self._interest.items() if now < until}
-        if not self._interest:
-            self._updates.clear()
-            self._questions.clear()
+        if self._interest:
+            return []
+        self._updates.clear()
+        return self._deny()
 
     def next_timer(self) -> float | None:
         """When `tick` is due."""
@@ -263,8 +273,8 @@ class Donor:
 
     def _update(self, peer: PeerId, wanted: UpdateWanted) -> list[DonorAction]:
         update = self._updates.get(wanted.root)
-        newest = self._newest
-        ahead = not self._retired and (newest is None or wanted.round > newest.round)
+        here = self._fetching if self._newest is None else max(self._fetching, self._newest.round)
+        ahead = not self._retired and wanted.round > here
         if update is None and ahead and len(self._questions) < self._config.max_updates:
             self._questions.setdefault(wanted.root, (wanted.round, set()))[1].add(peer)
             return []

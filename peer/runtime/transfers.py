@@ -104,6 +104,7 @@ class Transfers:
     def fetch(self, wanted: FetchState, held: CommittedState | None) -> None:
         """Get that state. A fetch that is under way finishes first, and helps this one."""
         self._wanted, self._held = wanted, held
+        self._give(self._donor.fetches(wanted.round))
         coming = self._state
         if coming is not None and (coming.round, coming.root) == (wanted.round, wanted.state_root):
             for peer in sorted(set(wanted.holders) - set(coming.holders)):
@@ -321,7 +322,7 @@ class Transfers:
         if self._closed:
             return
         now = self._loop.time()
-        self._donor.tick(now)
+        self._give(self._donor.tick(now))
         self._fetching.tick(now)
         self._replays(self._replay.tick(now))
         self._abandon_the_old()

@@ -156,6 +156,29 @@ def test_a_question_that_comes_early_is_answered_when_the_round_is_adopted() -> 
     assert isinstance(told, Tell) and unpack_message(told.message).update == b""  # type: ignore
 
 
+def test_who_is_behind_itself_has_no_updates_to_promise() -> None:
+    donor = Donor()
+    donor.hold(make_state(5))
+    for number in (6, 7, 8):
+        assert donor.handle("p", UpdateWanted(number, ROOTS[number]).pack(), 0.0) == []
+    denied = donor.fetches(7)
+    assert [unpack_message(one.message).round for one in denied] == [6, 7]  # type: ignore
+    assert all(unpack_message(one.message).update == b"" for one in denied)  # type: ignore
+    donor.hold(make_state(6, seed=6))  # on the way there
+    assert len(donor.handle("q", UpdateWanted(7, ROOTS[7]).pack(), 0.0)) == 1
+    root, made = update(8)
+    (told,) = donor.hold_update(root, made, 0.0)  # type: ignore[arg-type]
+    assert isinstance(told, Tell) and unpack_message(told.message).update  # type: ignore
+
+
+def test_who_waits_too_long_is_told_no() -> None:
+    donor = Donor(DonorConfig(pin_idle_s=10))
+    donor.hold(make_state(5))
+    assert donor.handle("p", UpdateWanted(6, ROOTS[6]).pack(), 0.0) == []
+    (told,) = donor.tick(11.0)
+    assert isinstance(told, Tell) and unpack_message(told.message).update == b""  # type: ignore
+
+
 def test_who_gave_a_module_away_answers_that_nothing_newer_will_come() -> None:
     """A founder keeps nothing of a module that others train; who asks it must not wait for it."""
     donor, state = Donor(tag="c"), make_state(0)

@@ -111,6 +111,21 @@ def test_without_updates_the_state_itself_is_fetched(crew: list[Peer]) -> None:
     assert isinstance(order, StateArrived) and order.state.root == new.root
 
 
+def test_two_who_missed_the_same_round_do_not_wait_for_one_another(crew: list[Peer]) -> None:
+    """Each asks all for the update. Those who reduced say no; the other one who is behind must."""
+    holder, *_, other, joiner = crew
+    old, new = state_of(7), state_of(8)
+    holder.commit(new)
+    for behind, fellow in ((joiner, other), (other, joiner)):
+        behind.commit(old)
+        behind.fetch(new, [holder, fellow] if behind is joiner else [fellow], old)
+    order = arrived(joiner, timeout_s=10)
+    assert isinstance(order, StateArrived) and order.state.root == new.root
+    joiner.commit(new)
+    order = arrived(other, timeout_s=10)
+    assert isinstance(order, StateArrived) and order.state.root == new.root
+
+
 @pytest.mark.parametrize("updates", [True, False])
 def test_nobody_waits_for_a_dead_source_of_an_old_state(crew: list[Peer], updates: bool) -> None:
     """Only it had that snapshot: the others have moved on, and give what they hold now."""
