@@ -31,6 +31,8 @@ from decentral.types import Contribution, PeerId
 MIN_GRACE_S = 1.0
 HELD_UP_S = 1.0
 """An attempt that lasts so long is looked at: does it wait for somebody who may be dead?"""
+APART_S = 1.0
+"""A round does not wait any longer for a member to be linked to all others."""
 SUSPECTS = 2
 """Whoever so many attempts at a round have failed because of is left out of the next one."""
 BLAMES = 3
@@ -185,7 +187,8 @@ class Coordinator:
         if not self._can_commit(state, there, reachable):
             there = list(takers)  # without those in doubt nothing could be committed
         # Nor does it wait for the few who cannot reduce now: what they have is counted in the next.
-        able = [p for p in there if not self._suspect(p) and (p in work or not self._apart(p))]
+        new = self._newcomers(state)
+        able = [p for p in there if not self._suspect(p) and (p in work or not self._apart(p, new))]
         if 2 * len(able) > len(takers) and self._can_commit(state, able, reachable):
             there = able
         ready = [peer for peer in there if peer in work]
@@ -213,8 +216,15 @@ class Coordinator:
     def _suspect(self, peer: PeerId) -> bool:
         return self._blames[peer] >= SUSPECTS
 
-    def _apart(self, peer: PeerId) -> bool:
-        return peer != self.ctx.me and self.evictions.apart(peer)
+    def _apart(self, peer: PeerId, newcomers: Set[PeerId]) -> bool:
+        """It is not linked to all others; a newcomer has nothing to lose yet."""
+        patience_s = 0.0 if peer in newcomers else APART_S
+        return peer != self.ctx.me and self.evictions.apart(peer, patience_s)
+
+    def _newcomers(self, state: LogState) -> set[PeerId]:
+        """Who entered after the last round, and has no full round's work to show yet."""
+        slot = state.scope(self.tag).slot
+        return {peer for peer, entered in state.entered if entered >= slot > 0}
 
     def _can_commit(self, state: LogState, heard: list[PeerId], reachable: Set[PeerId]) -> bool:
         """Whether a round of these could be voted through: by those who do not take part, too."""
@@ -342,7 +352,7 @@ class Coordinator:
     def _fail(self, says: str) -> None:
         self.abort(says)
         self._failures += 1
-        wait_s = self.ctx.config.retry_s * min(2 ** (self._failures - 1), 16)
+        wait_s = self.ctx.config.retry_s * min(2 ** max(0, self._failures - 2), 16)
         self._retry_at = self.ctx.now + self.ctx.jitter(wait_s)
         for worst, times in self._blames.most_common(1):
             again = self._suspect(worst) and self._left_out[worst] >= BLAMES - 1
@@ -397,10 +407,8 @@ class Coordinator:
         now = self.ctx.now
         if len(ready) >= len(missing):
             self._half_at = self._half_at or now
-        # Who entered after the last round has no full round's work to show yet.
         scope = state.scope(self.tag)
-        entered = dict(state.entered)
-        new = scope.slot > 0 and all(entered[peer] >= scope.slot for peer in missing)
+        new = self._newcomers(state).issuperset(missing)
         grace_s = self.ctx.config.straggler_grace * ((self._half_at or now) - self._since)
         late = self._half_at is not None and now > self._half_at + max(MIN_GRACE_S, grace_s)
         if (ready and new) or late:

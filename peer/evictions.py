@@ -19,8 +19,6 @@ from decentral.peer.replica import Replica
 from decentral.peer.views_log import LogState
 from decentral.types import PeerId
 
-APART_S = 1.0
-"""A round does not wait any longer for a member to be linked to all others."""
 UNLINKED_S = 6.0
 """A member that others have no link to for so long goes, however alive it seems to some."""
 STEPS = 20
@@ -55,9 +53,9 @@ class Evictions:
         if unlinked:
             self._unlinked[peer] = {one: since.get(one, self.ctx.now) for one in unlinked}
 
-    def apart(self, peer: PeerId) -> bool:
-        """Whether it has missed some of the others for a while, and cannot reduce with them."""
-        return any(self.ctx.now > at + APART_S for at in self._unlinked.get(peer, {}).values())
+    def apart(self, peer: PeerId, patience_s: float) -> bool:
+        """Whether it has missed some of the others for so long, and cannot reduce with them."""
+        return any(self.ctx.now >= at + patience_s for at in self._unlinked.get(peer, {}).values())
 
     def patience_s(self, peer: PeerId) -> float:
         """How long this member's trainer may show no progress."""
