@@ -50,7 +50,7 @@ class _Offer:
 
 
 class Exchange:
-    """`abort` and `abort_any` run on the mesh's thread; `take`, `offer`, `withdraw` and `close` in
+    """`abort` and `abort_any` run on the mesh's thread; `take`, `offer`, `withdraw` and closing in
     the user's; everything else on the exchange's own."""
 
     def __init__(
@@ -77,6 +77,9 @@ class Exchange:
         self._closed = ""  # guarded by _lock
         self._running = RunningReduce()
         self._reducing: StartReduce | None = None
+        self._settled = threading.Event()
+        """No attempt is under way whose outcome the others wait for."""
+        self._settled.set()
         self._mean = aligned_zeros(layout.exchanged)
         self._mean_root = b""  # of the state that `_mean` would lead to
         self._prepared: dict[bytes, HeldState] = {}
@@ -109,11 +112,14 @@ class Exchange:
             self._offer = None
         self._running.settle(says)
 
-    def close(self, says: str) -> None:
-        """Like `withdraw`, and no reduce begins any more."""
+    def begin_no_more(self, says: str) -> None:
+        """No reduce begins any more. What has begun may finish: the others wait for it."""
         with self._lock:
             self._closed = says
-        self.withdraw(says)
+
+    def wait_until_settled(self, timeout_s: float) -> None:
+        """Until no attempt is under way here, or not so long."""
+        self._settled.wait(timeout_s)
 
     # ------------------------------------------------------------------ orders
 
@@ -149,9 +155,13 @@ class Exchange:
         self._mean_root = b""
         idle = self.tip.theta[: self._layout.exchanged]
         with self._lock:
+            if self._closed:
+                self._failed(order, me, self._closed)
+                return
             if self._withdrawn(order):
                 return
             delta = self._offer.delta if self._offer is not None else idle
+            self._settled.clear()
             try:
                 self._running.start(
                     round,
@@ -169,16 +179,24 @@ class Exchange:
                     lambda error: self._post(ReduceEnded(order, error)),
                 )
             except CollectiveError as error:
+                self._settled.set()
                 self._failed(order, error.peer, error.says)
                 return
         self._reducing = order
 
     def _reduced(self, ended: ReduceEnded) -> None:
         """The attempt is over here: what it would lead to, or why it failed, goes to the mesh."""
-        order = ended.order
-        if order is not self._reducing:
+        if ended.order is not self._reducing:
             return  # called off in favour of a newer one
-        self._end_reduce()
+        self._running.end()
+        try:
+            self._report(ended)
+        finally:
+            self._reducing = None
+            self._settled.set()
+
+    def _report(self, ended: ReduceEnded) -> None:
+        order = ended.order
         with self._lock:
             if ended.error is None and self._withdrawn(order):
                 return
@@ -197,9 +215,6 @@ class Exchange:
     def _withdrawn(self, order: StartReduce) -> bool:
         """Whether the attempt counts work that is not offered any more; then it fails."""
         me = self._mesh.me
-        if self._closed:
-            self._failed(order, me, self._closed)
-            return True
         mine = any(c.peer == me for c in order.contributions)
         if not mine or (self._offer is not None and self._offer.round == order.round):
             return False
@@ -209,10 +224,11 @@ class Exchange:
     def _failed(self, order: StartReduce, suspect: str | None, says: str) -> None:
         self._mesh.reduce_failed(order.round, order.attempt, suspect, says, tag=self.tag)
 
-    def _end_reduce(self, says: str = "") -> None:
-        """It is over (with `says`: call it off first): no buffer is touched when this returns."""
+    def _end_reduce(self, says: str) -> None:
+        """Call it off: no buffer is touched when this returns."""
         self._running.end(says)
         self._reducing = None
+        self._settled.set()
 
     def _next_state(self, mean: Array, tokens: int) -> HeldState:
         """What a commit of this reduce would lead to, on fresh arrays: nothing is applied."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ from decentral.peer.protocol import AbortReduce, Committed, Evicted, Fault, Join
 
 _BEAT_S = 1.0
 _STOP_S = 10.0
+FINISH_S = 2.0
+"""Whoever leaves, or is told to, lets the attempts that it takes part in finish for so long."""
 _FOR_ALL = (Committed, Joined, Evicted, Left, MeshFailed, Fault)
 
 
@@ -181,8 +184,15 @@ class OuterLoop:
             raise
 
     def _close(self, says: str) -> None:
-        for one in self._rounds.values():
-            one.exchange.close(says)
+        """What has begun may finish: else whoever leaves costs all others an attempt."""
+        exchanges = [one.exchange for one in self._rounds.values()]
+        for one in exchanges:
+            one.begin_no_more(says)
+        deadline = time.monotonic() + FINISH_S
+        for one in exchanges:
+            one.wait_until_settled(max(0.0, deadline - time.monotonic()))
+        for one in exchanges:
+            one.withdraw(says)
 
     def _obey(self, news: News) -> None:
         if isinstance(news, Broken):

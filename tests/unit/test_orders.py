@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_run import Script, another_state, make_run, train, weights
 
+from decentral import outer_loop
 from decentral.errors import QuorumLostError
 from decentral.mesh_port import MeshFailed, StateArrived
 from decentral.peer.protocol import (
@@ -298,3 +301,49 @@ def test_a_lineage_that_lost_is_kept_beside_the_checkpoints(tmp_path: Path):
     says = [e["says"] for e in cluster.mesh.events if e.get("kind") == "superseded"]
     assert len(says) == 1 and "lineage-L-00000001" in says[0]
     assert make_run(Script(), home=tmp_path)._brought.resume().root == winner.root
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_whoever_leaves_lets_what_has_begun_finish(monkeypatch, quick):
+    """All others are in that attempt, and would have to begin again. But not for ever."""
+    monkeypatch.setattr(outer_loop, "FINISH_S", 10.0 if quick else 0.3)
+    cluster = Script()
+    run = make_run(cluster, rounds=9)
+    begun, go, reduced = threading.Event(), threading.Event(), []
+
+    class Slow:
+        def __init__(self, work) -> None:
+            self._work = work
+
+        def wait(self, timeout_s):
+            go.wait(5)
+            return self._work.wait(timeout_s)
+
+        def abort(self, says) -> None:
+            go.set()
+            self._work.abort(says)
+
+    def make_group(native, view, me, wanted):
+        class Group:
+            def all_reduce(self, *data, **how):
+                begun.set()
+                return Slow(cluster.make_group(native, view, me, wanted).all_reduce(*data, **how))
+
+        return Group()
+
+    def offered(round: int) -> None:
+        cluster.start_reduce(round)
+        assert begun.wait(10)
+        if quick:
+            threading.Timer(0.2, go.set).start()
+        raise RuntimeError("the machine is taken away")
+
+    run._outer.exchange._make_group = make_group
+    cluster.reduced = lambda mesh, round, attempt, root: reduced.append((round, attempt))
+    cluster.on_offer = offered
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="taken away"):
+        train(run)
+    run.close()
+    assert reduced == ([(1, 1)] if quick else [])
+    assert time.monotonic() - began < 5.0
