@@ -2,7 +2,8 @@
 
 TLS has already proven both peer ids and gives both ends the same `exporter` bytes. Then:
 
-    dialer                                        responder (the inbound side)
+    dialer                                        responder (the inbound side; of a relayed link,
+      │                                           │ which both have dialled, the TLS client)
       │ ◀── offer: version, run, open?, chain, proof ── │  proves its membership first
       │ checks: our run? a member of it?                │
       │ ── present: run, hello, chain, proofs ────────▶ │  name and addresses go to members only

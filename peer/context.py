@@ -74,12 +74,12 @@ class Context:
         if hello.member:
             self.inside.setdefault(hello.lineage, {})[peer] = None
 
-    def unlinked(self, peer: PeerId) -> bool:
-        """The link is gone; False if there was none."""
+    def unlinked(self, peer: PeerId) -> Peering | None:
+        """The link is gone, and this was it; None if there was none."""
         peering = self.links.pop(peer, None)
         if peering is not None:
             self._forget(peer, peering.hello)
-        return peering is not None
+        return peering
 
     def _forget(self, peer: PeerId, hello: Hello | None) -> None:
         if hello is not None and hello.member:

@@ -182,8 +182,8 @@ class PeerCore:
             case LinkUp(peer, known_as, address):
                 self.greeting.link_up(peer, known_as, address)
             case LinkDown(peer, closed, _):
-                if self.ctx.unlinked(peer):
-                    self.membership.on_link_down(peer, closed)
+                if (gone := self.ctx.unlinked(peer)) is not None:
+                    self.membership.on_link_down(peer, closed, now - gone.since)
                     self.ctx.changed()
             case DialFailed(peer, refused, _):
                 self.membership.on_dial_failed(peer, refused)

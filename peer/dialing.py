@@ -31,6 +31,11 @@ class Dialling:
         self._wait_s[peer] = FIRST_S
         self._dial(peer)
 
+    def soon(self, peer: PeerId) -> None:
+        """The link broke as soon as it had come. Two processes with one identity, whose links
+        replace each other's, must leave a link time to say who it belongs to."""
+        self._set(peer, self.ctx.now + self.ctx.jitter(FIRST_S))
+
     def failed(self, peer: PeerId) -> None:
         if peer in self._due:
             wait_s = self._wait_s.get(peer, FIRST_S)

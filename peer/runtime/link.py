@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from decentral.peer.reach.ways import RANK, Way
 from decentral.types import PeerId
@@ -21,6 +22,8 @@ class Link:
     """How it came about."""
     remote: str
     """The address at the other end of the connection, ``IP:PORT``."""
+    since: float = field(default_factory=time.monotonic)
+    """When it was admitted."""
 
     @property
     def dialled(self) -> str:

@@ -39,6 +39,8 @@ ERRORS: dict[str, type[DecentralError]] = {
 }
 #: A link that lost its twin waits this long for it before the peer counts as gone.
 TWIN_GRACE_S = 1.0
+#: Dials that crossed come up together: after so long another link is one that somebody needs.
+CROSSED_S = 6.0
 
 
 @dataclass(slots=True)
@@ -99,7 +101,7 @@ class LinkTable:
         self._attempts: dict[int, int] = {}
         """By dial: its user's number for it, until that has been told how it ended."""
         self._asked: dict[int, Callable[[_native.Event], None]] = {}
-        self._coming: dict[int, tuple[Way, str]] = {}
+        self._coming: dict[int, tuple[Way, str, bool]] = {}
         """By link that is being admitted: its way, and the address at its other end."""
         self.listening_port = 0
         self.ways: WayUser | None = None
@@ -254,9 +256,13 @@ class LinkTable:
         except RefusedError as error:
             self._refused(event, peer, error)
             return
-        admission = self._user.admission(peer, event.inbound, event.exporter)
+        way = self._way(event)
+        # The TLS client knows the other end half a round trip earlier. Where both have dialled a
+        # relay, and a round trip is two, it is the one that proves itself first.
+        responds = event.inbound != (way.kind == "relayed")
+        admission = self._user.admission(peer, responds, event.exporter)
         self._admissions[event.link] = (admission, peer)
-        self._coming[event.link] = (self._way(event), event.address)
+        self._coming[event.link] = (way, event.address, event.inbound)
         self._advance(event, peer, admission, admission.start())
 
     def _message(self, event: _native.Event) -> None:
@@ -297,8 +303,7 @@ class LinkTable:
             self._refused(event, peer, verdict.error)
             return
         self._endpoint.admit(event.link)
-        way, remote = self._coming.pop(event.link)
-        inbound = admission.inbound
+        way, remote, inbound = self._coming.pop(event.link)
         link = Link(event.link, peer, verdict.name, inbound, verdict.addresses, way, remote)
         self._peer_of[event.link] = peer
         dial = self._dial_of_link.get(event.link, 0)
@@ -327,12 +332,14 @@ class LinkTable:
             if self.ways is not None:
                 self.ways.better_link(link)
             return
-        worse = link.rank > current.rank
-        if worse or (self._preferred(current) and not self._preferred(link)):
+        crossed = link.since < current.since + CROSSED_S
+        unlike = self._preferred(current) and not self._preferred(link)
+        if link.rank > current.rank or (crossed and unlike):
             self._endpoint.close_link(link.id, says)
             self._peer_of.pop(link.id, None)
             return
-        # Also if the same end dialled both: it has restarted, or lost the old link.
+        # It has restarted, or lost the old link; or this is another process with its identity:
+        # which of the two stays is for the members to say, and they must get to hear it.
         self._replace(current, link, admitted, says)
 
     def _replace(self, current: Link, link: Link, admitted: Admitted, says: str) -> None:
