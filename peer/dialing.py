@@ -7,6 +7,7 @@ from decentral.peer.protocol import Dial
 from decentral.types import PeerId
 
 FIRST_S = 0.5
+BRIEF_S = 0.5
 MOST_S = 10.0
 UNANSWERED_S = 3.0
 """A dial of which nothing is heard for so long is tried again."""
@@ -26,15 +27,14 @@ class Dialling:
         if peer not in self._due:
             self._set(peer, self.ctx.now + patience_s)
 
-    def now(self, peer: PeerId) -> None:
-        """The link has just broken: try at once."""
+    def broken(self, peer: PeerId, lived_s: float) -> None:
+        """The link has just broken: try at once, unless it had only just come. Two processes with
+        one identity, whose links replace each other's, must leave one time to say whose it is."""
+        if lived_s < BRIEF_S:
+            self._set(peer, self.ctx.now + self.ctx.jitter(FIRST_S))
+            return
         self._wait_s[peer] = FIRST_S
         self._dial(peer)
-
-    def soon(self, peer: PeerId) -> None:
-        """The link broke as soon as it had come. Two processes with one identity, whose links
-        replace each other's, must leave a link time to say who it belongs to."""
-        self._set(peer, self.ctx.now + self.ctx.jitter(FIRST_S))
 
     def failed(self, peer: PeerId) -> None:
         if peer in self._due:

@@ -29,8 +29,6 @@ from decentral.types import PeerId
 MAX_HEALTH = 3
 MAX_HELPERS = 12
 """A probe asks so many in the end, where helpers say that they do not reach its target."""
-BRIEF_S = 0.5
-"""A link that broke sooner is not dialled again at once."""
 CONFIRMATIONS = 2
 """So many others that accuse a suspect too leave it only the shortest time to refute."""
 CLOSED_TO = 6
@@ -136,7 +134,7 @@ class Membership:
         if updates:
             self.ctx.send(peer, Gossip(updates), urgent=False)
 
-    def on_link_down(self, peer: PeerId, closed: bool, lived_s: float = BRIEF_S) -> None:
+    def on_link_down(self, peer: PeerId, closed: bool, lived_s: float) -> None:
         one = self.learn(peer, "", "")
         if one.state == ALIVE:
             one.incarnation = max(one.incarnation, 1)
@@ -146,7 +144,7 @@ class Membership:
             self._accuse(peer, one)
             self._bring_forward(one, self.ctx.now + self.ctx.config.closed_suspicion_s)
         if one.state != LEFT and self.may_dial(peer):
-            (self.dialling.soon if lived_s < BRIEF_S else self.dialling.now)(peer)
+            self.dialling.broken(peer, lived_s)
 
     def on_dial_failed(self, peer: PeerId, refused: bool) -> None:
         one = self.learn(peer, "", "")

@@ -204,7 +204,7 @@ class _World:
     def _silence(one: _Machine, peer: PeerId) -> Callable[[], None]:
         def read() -> None:
             if one.ctx.links.pop(peer, None) is not None:
-                one.swim.on_link_down(peer, closed=False)
+                one.swim.on_link_down(peer, closed=False, lived_s=60.0)
 
         return read
 

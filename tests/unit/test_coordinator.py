@@ -81,6 +81,14 @@ class Bench:
         failed = Failed(lineage, "", attempt.round, attempt.number, attempt.number, suspect, "no")
         self.coordinator.on_failed(A, failed)
 
+    def fail_twice(self, suspect: PeerId) -> float:
+        """Two attempts of all; when the next one may begin."""
+        self.offer(*PEERS)
+        for now in (1.0, 11.0):
+            assert self.drive(now) == PEERS
+            self.fail(suspect)
+        return 21.0
+
     def commit(self) -> None:
         attempt = self.coordinator.attempt
         assert attempt is not None
@@ -136,12 +144,7 @@ def test_a_newcomer_without_links_holds_nobody_up() -> None:
 
 def test_whoever_two_attempts_fail_because_of_is_left_out_and_tried_again() -> None:
     bench = Bench()
-    bench.offer(*PEERS)
-    now = 1.0
-    for _ in range(2):
-        assert bench.drive(now) == PEERS
-        bench.fail(D)
-        now += 10.0
+    now = bench.fail_twice(D)
     assert bench.drive(now) == (ME, A, B, C)
     bench.commit()
     bench.offer(*PEERS)
@@ -158,12 +161,7 @@ def test_whoever_two_attempts_fail_because_of_is_left_out_and_tried_again() -> N
 
 def test_who_takes_part_again_is_trusted_again() -> None:
     bench = Bench()
-    bench.offer(*PEERS)
-    now = 1.0
-    for _ in range(2):
-        assert bench.drive(now) == PEERS
-        bench.fail(D)
-        now += 10.0
+    now = bench.fail_twice(D)
     for expected in ((ME, A, B, C), PEERS):
         bench.offer(*PEERS)
         assert bench.drive(now) == expected

@@ -129,7 +129,7 @@ def test_suspect_refutes_with_a_higher_incarnation() -> None:
 def test_closed_link_is_a_short_fuse_with_a_witness() -> None:
     bench = Bench(A, B, C)
     bench.ctx.links.pop(A)
-    bench.swim.on_link_down(A, closed=True)
+    bench.swim.on_link_down(A, closed=True, lived_s=60.0)
     assert any(isinstance(one, Dial) and one.peer == A for one in bench.drain())
     bench.swim.on_gossip(B, Gossip((Update(A, 1, 1, SUSPECT, "", ""),)))
     bench.until(0.39, answer=(B, C))
@@ -141,7 +141,7 @@ def test_closed_link_is_a_short_fuse_with_a_witness() -> None:
 def test_closed_link_that_only_we_saw_gets_the_long_fuse() -> None:
     bench = Bench(A, B, C)
     bench.ctx.links.pop(A)
-    bench.swim.on_link_down(A, closed=True)
+    bench.swim.on_link_down(A, closed=True, lived_s=60.0)
     bench.until(1.0, answer=(B, C))
     assert bench.swim.state(A) == SUSPECT
 
@@ -149,7 +149,7 @@ def test_closed_link_that_only_we_saw_gets_the_long_fuse() -> None:
 def test_refused_dial_and_a_second_witness_kill_at_once() -> None:
     bench = Bench(A, B, C)
     bench.ctx.links.pop(A)
-    bench.swim.on_link_down(A, closed=True)
+    bench.swim.on_link_down(A, closed=True, lived_s=60.0)
     bench.swim.on_dial_failed(A, refused=True)
     assert bench.swim.state(A) == SUSPECT
     bench.swim.on_gossip(B, Gossip((Update(A, 1, 1, SUSPECT, "", ""),)))
@@ -168,7 +168,7 @@ def test_who_left_is_neither_dead_nor_dialled() -> None:
     bench = Bench(A, B)
     bench.swim.left(A, 1)
     bench.ctx.links.pop(A)
-    bench.swim.on_link_down(A, closed=True)
+    bench.swim.on_link_down(A, closed=True, lived_s=60.0)
     seen = bench.until(30.0, answer=(B,))
     assert bench.swim.state(A) == LEFT
     assert not any(isinstance(one, Dial) for one in seen)
