@@ -31,8 +31,8 @@ from decentral.types import Contribution, PeerId
 MIN_GRACE_S = 1.0
 HELD_UP_S = 1.0
 """An attempt that lasts so long is looked at: does it wait for somebody who may be dead?"""
-APART_S = 1.0
-"""A round does not wait any longer for a member to be linked to all others."""
+NEWCOMERS_S = 1.0
+"""Once all others have contributed, whoever is new and has nothing yet is waited for so long."""
 SUSPECTS = 2
 """Whoever so many attempts at a round have failed because of is left out of the next one."""
 BLAMES = 3
@@ -84,6 +84,8 @@ class Coordinator:
         self._half_at: float | None = None
         self._enough_at: float | None = None
         """Since when K members have contributed."""
+        self._only_new_at: float | None = None
+        """Since when nobody but newcomers has not contributed."""
         self._blames: Counter[PeerId] = Counter()
         self._left_out: Counter[PeerId] = Counter()
         """Of how many rounds in a row, because of failed attempts."""
@@ -127,7 +129,7 @@ class Coordinator:
         self.attempt = None
         self._attempt_seen = self._seen_here = self._failures = 0
         self._retry_at, self._since = 0.0, self.ctx.now
-        self._half_at = self._enough_at = None
+        self._half_at = self._enough_at = self._only_new_at = None
         self._closed.clear()
 
     def new_view(self, members: tuple[PeerId, ...]) -> None:
@@ -187,18 +189,23 @@ class Coordinator:
         if not self._can_commit(state, there, reachable):
             there = list(takers)  # without those in doubt nothing could be committed
         # Nor does it wait for the few who cannot reduce now: what they have is counted in the next.
+        trusted = [peer for peer in there if not self._suspect(peer)]
         new = self._newcomers(state)
-        able = [p for p in there if not self._suspect(p) and (p in work or not self._apart(p, new))]
+        able, cut = self.evictions.linked(trusted, new)
         if 2 * len(able) > len(takers) and self._can_commit(state, able, reachable):
             there = able
-        ready = [peer for peer in there if peer in work]
-        missing = [peer for peer in there if peer not in work]
+        else:
+            cut |= set(trusted) - set(able)
+        ready = [peer for peer in there if peer in work and peer not in cut]
+        missing = [peer for peer in there if peer not in ready]
         if self.ctx.config.copies:
             begins = self._worked_out(state, ready)
         else:
-            begins = not missing or self._enough(ready, there)
+            begins = (
+                not missing or self._enough(ready, there) or self._only_new(ready, missing, new)
+            )
             if not begins:
-                self._hurry(state, ready, missing)
+                self._hurry(state, ready, missing, new)
         if (
             begins
             and ready
@@ -216,11 +223,6 @@ class Coordinator:
     def _suspect(self, peer: PeerId) -> bool:
         return self._blames[peer] >= SUSPECTS
 
-    def _apart(self, peer: PeerId, newcomers: Set[PeerId]) -> bool:
-        """It is not linked to all others; a newcomer has nothing to lose yet."""
-        patience_s = 0.0 if peer in newcomers else APART_S
-        return peer != self.ctx.me and self.evictions.apart(peer, patience_s)
-
     def _newcomers(self, state: LogState) -> set[PeerId]:
         """Who entered after the last round, and has no full round's work to show yet."""
         slot = state.scope(self.tag).slot
@@ -232,6 +234,15 @@ class Coordinator:
             return True
         votes = sum(self._heard(peer, reachable) for peer in state.view.members)
         return bool(heard) and votes >= state.view.majority
+
+    def _only_new(self, ready: list[PeerId], missing: list[PeerId], new: Set[PeerId]) -> bool:
+        """Whether all but newcomers have contributed, and these have had their time."""
+        if not ready or not set(missing) <= new:
+            self._only_new_at = None
+            return False
+        if self._only_new_at is None:
+            self._only_new_at = self.ctx.now
+        return self.ctx.now >= self._only_new_at + NEWCOMERS_S
 
     def _enough(self, ready: list[PeerId], takers: Sequence[PeerId]) -> bool:
         """Whether the round may close without those who are missing: K are there, and those who
@@ -403,12 +414,14 @@ class Coordinator:
 
     # -------------------------------------------------------------- waiting for some
 
-    def _hurry(self, state: LogState, ready: list[PeerId], missing: list[PeerId]) -> None:
+    def _hurry(
+        self, state: LogState, ready: list[PeerId], missing: list[PeerId], newcomers: Set[PeerId]
+    ) -> None:
         now = self.ctx.now
         if len(ready) >= len(missing):
             self._half_at = self._half_at or now
         scope = state.scope(self.tag)
-        new = self._newcomers(state).issuperset(missing)
+        new = set(missing) <= newcomers
         grace_s = self.ctx.config.straggler_grace * ((self._half_at or now) - self._since)
         late = self._half_at is not None and now > self._half_at + max(MIN_GRACE_S, grace_s)
         if (ready and new) or late:

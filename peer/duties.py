@@ -205,6 +205,11 @@ class Duties:
     def _attempting(self) -> bool:
         return any(one.attempt is not None for one in self.core.coordination.values())
 
+    def _reduces(self, peers: Set[PeerId]) -> bool:
+        """Whether an attempt is under way that will fail because of one of these."""
+        attempts = (one.attempt for one in self.core.coordination.values())
+        return any(one is not None and not peers.isdisjoint(one.participants) for one in attempts)
+
     def _abort_all(self, says: str) -> None:
         for coordination in self.core.coordination.values():
             coordination.abort(says)
@@ -262,8 +267,8 @@ class Duties:
             closing = {tag for tag, one in core.coordination.items() if one.closing(state)}
             joiners = [peer for peer in joiners if not closing & core.join.takes(peer)]
         joiners = joiners[: max(MIN_BATCH, len(state.view.members))]
-        urgent = any(why != "left" for why in reasons.values())
-        if self._attempting() and not urgent:
+        lost = {peer for peer, why in reasons.items() if why != "left"}
+        if self._attempting() and not self._reduces(lost):
             return None
         kept = [peer for peer in state.view.members if peer not in reasons]
         members = tuple(kept + [peer for peer in joiners if peer not in self.leaving])

@@ -1,6 +1,7 @@
-"""Whom the coordinator takes out of the view although it lives: the hung, the unlinked.
+"""Whom the coordinator does without although it lives: the hung, the unlinked.
 
-    Offer.unlinked ──▶ pairs without a link for UNLINKED_S ──▶ the end that most others miss too
+    Offer.unlinked ──▶ pairs without a link ──▶ the end that most others miss too: left out of
+                       rounds after APART_S, put out of the view after UNLINKED_S
     Stuck ───────────▶ who shows no progress while all others wait
     rounds ──────────▶ who was blamed for several failed attempts
     revocations ─────▶ whose credential was taken back
@@ -11,7 +12,7 @@ Reports of one view, about all tags together; a new view starts afresh.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 
 from decentral.peer.context import Context
 from decentral.peer.messages import Stuck
@@ -19,6 +20,8 @@ from decentral.peer.replica import Replica
 from decentral.peer.views_log import LogState
 from decentral.types import PeerId
 
+APART_S = 1.0
+"""A round does not wait any longer for two members to be linked."""
 UNLINKED_S = 6.0
 """A member that others have no link to for so long goes, however alive it seems to some."""
 STEPS = 20
@@ -53,9 +56,32 @@ class Evictions:
         if unlinked:
             self._unlinked[peer] = {one: since.get(one, self.ctx.now) for one in unlinked}
 
-    def apart(self, peer: PeerId, patience_s: float) -> bool:
-        """Whether it has missed some of the others for so long, and cannot reduce with them."""
-        return any(self.ctx.now >= at + patience_s for at in self._unlinked.get(peer, {}).values())
+    def linked(
+        self, peers: Sequence[PeerId], newcomers: Set[PeerId]
+    ) -> tuple[list[PeerId], set[PeerId]]:
+        """Who of these can reduce together: those left when the ends that most others miss are
+        dropped; and whoever of them misses one for less than `APART_S`, which may be mended in a
+        moment. A newcomer has nothing to lose yet: nobody waits for its links."""
+        inside = set(peers)
+        lacks: dict[PeerId, dict[PeerId, float]] = {}
+        for peer in peers:
+            for other, at in self._unlinked.get(peer, {}).items():
+                if other in inside:
+                    lacks.setdefault(peer, {})[other] = at
+                    lacks.setdefault(other, {})[peer] = at
+        settled = [
+            (end, other)
+            for end, others in lacks.items()
+            for other, at in others.items()
+            if {end, other} & newcomers or self.ctx.now >= at + APART_S
+        ]
+        while settled:
+            count = Counter(end for end, _ in settled)
+            worst = max(count, key=lambda peer: (count[peer], peer in newcomers, peers.index(peer)))
+            inside.discard(worst)
+            settled = [pair for pair in settled if worst not in pair]
+        cut = {end for end in inside if lacks.get(end, {}).keys() & inside}
+        return [peer for peer in peers if peer in inside], cut
 
     def patience_s(self, peer: PeerId) -> float:
         """How long this member's trainer may show no progress."""

@@ -175,13 +175,13 @@ class Rounds:
         if all(map(is_, seen, self._seen)):
             return
         mine, scope = self.contribution, state.scope(self.tag)
-        ready = mine is not None and self.held == (scope.round, scope.root) and not unlinked
+        ready = mine is not None and self.held == (scope.round, scope.root)
         boot = hello.boot if hello else b""
         known = self.held is not None and not self._applying
         # A person's rollback goes to what disks keep: that must be news at once.
         news = (
             *(to, boot, state.view, scope.round, mine, ready, self.takes),
-            *(known, self.held, self.durable, self.kept, self.stop),
+            *(known, self.held, self.durable, self.kept, self.stop, not unlinked),
         )
         if news == self._offered:
             if unlinked == self._missed:

@@ -56,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--calm-s", type=float, default=15.0, help="undisturbed seconds before, to compare with")
     add("--gap-limit-s", type=float, default=10.0, help="I3: longest time without a commit")
+    add(
+        "--keep-going", action="store_true",
+        help="go on after a violation, to the end of the schedule (default: end at the first)",
+    )  # fmt: skip
     add("--replay", type=Path, metavar="SCHEDULE.json", help="these faults instead of drawn ones")
     add("--report", type=Path, metavar="DIR", help="logs, schedule.json, report.json, report.html")
     add("--check", type=Path, metavar="DIR", help="audit the logs of an earlier run, run nothing")
@@ -92,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         calm_s=args.calm_s,
         network=args.network,
         gap_limit_s=args.gap_limit_s,
+        stop_at_first=not args.keep_going,
     )
     has = abilities(options)
     schedule = _schedule(args, options, has)

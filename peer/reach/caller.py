@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from decentral.peer.reach import talk
 from decentral.peer.reach.actions import LinkUp, Unreached
 from decentral.peer.reach.context import Context, direct, is_loopback, punched, relayed
@@ -16,9 +18,10 @@ HEAD_START_S, NEAR_MOST_S = 0.25, 4.0
 of one network no NAT is to be got around: where many dials are under way there, all are slow."""
 SESSION_S = 12.0
 GRANT_S = 1.5
-CARRIERS, MAX_CARRIERS = 3, 24
+CARRIERS, MAX_CARRIERS, MAX_AGAIN = 3, 24, 6
 """So many neighbours are asked at once to carry a call, and so many in all: in a crowd most are not
-linked to just anybody, but some are."""
+linked to just anybody, but some are. Whoever was linked before or has been called in vain is most
+likely dead: when all of a mesh ask all others for it, that is the most of what they do."""
 BETTER_FIRST_S, BETTER_MOST_S = 3.0, 300.0
 SOON_S = 0.2
 PUNCH_REST_S, PUNCH_REST_MOST_S = 60.0, 600.0
@@ -31,6 +34,9 @@ MAX_FAILED = 256
 RUNGS = {"direct": "direct", "mapped": "direct", "punched": "punch", "relayed": "relay"}
 
 
+T = TypeVar("T")
+
+
 class Caller:
     def __init__(self, ctx: Context, own_nat: OwnNat) -> None:
         self.ctx, self.own_nat = ctx, own_nat
@@ -39,6 +45,8 @@ class Caller:
         """No session has anything to do before, unless something happens to it."""
         self.failed: dict[PeerId, tuple[tuple[str, str], ...]] = {}
         """Peers that no way leads to, and what each rung met."""
+        self._away: dict[PeerId, None] = {}
+        """Peers that a link has broken with or that no way leads to: the latest `MAX_FAILED`."""
         self._attempts: dict[int, PeerId] = {}
         self._called: dict[PeerId, float] = {}
         """Who has called us, and when: while it is at it, we need not."""
@@ -168,10 +176,8 @@ class Caller:
             self._attempts.pop(attempt, None)
         if session.peer not in self.ctx.neighbours:
             rungs = tuple(session.rungs.items())
-            self.failed.pop(session.peer, None)
-            self.failed[session.peer] = rungs
-            if len(self.failed) > MAX_FAILED:
-                del self.failed[next(iter(self.failed))]
+            _remember(self.failed, session.peer, rungs)
+            _remember(self._away, session.peer, None)
             self.ctx.out.append(Unreached(session.peer, rungs))
 
     def _try(self, session: Session, way: Way) -> None:
@@ -187,7 +193,8 @@ class Caller:
             paths = [session.peer]
         else:
             left = sorted(ctx.neighbours.keys() - session.asked)
-            most = min(CARRIERS, MAX_CARRIERS - len(session.asked), len(left))
+            in_all = MAX_AGAIN if session.peer in self._away else MAX_CARRIERS
+            most = max(0, min(CARRIERS, in_all - len(session.asked), len(left)))
             paths = ctx.rng.sample(left, most)
         if not paths:
             session.call_over = session.no_path = True
@@ -359,6 +366,7 @@ class Caller:
     def link_up(self, event: LinkUp) -> None:
         peer, kind = event.peer, event.way.kind
         self.failed.pop(peer, None)
+        self._away.pop(peer, None)
         if kind == "punched":
             self._no_punch.pop(peer, None)
         session = self.sessions.get(peer)
@@ -379,9 +387,18 @@ class Caller:
 
     def link_down(self, peer: PeerId) -> None:
         self._better_at.pop(peer, None)
+        _remember(self._away, peer, None)
         session = self.sessions.get(peer)
         if session is not None and session.better:  # what it was to replace is gone
             del self.sessions[peer]
         for other in list(self.sessions.values()):
             if peer in other.asked:
                 self.on_lost(peer, other.peer)
+
+
+def _remember(known: dict[PeerId, T], peer: PeerId, what: T) -> None:
+    """As the latest of at most `MAX_FAILED`."""
+    known.pop(peer, None)
+    known[peer] = what
+    if len(known) > MAX_FAILED:
+        del known[next(iter(known))]

@@ -6,8 +6,8 @@ from dataclasses import replace
 from random import Random
 
 from decentral.peer.context import Context, Peering
-from decentral.peer.coordinator import APART_S, Coordinator
-from decentral.peer.evictions import Evictions
+from decentral.peer.coordinator import NEWCOMERS_S, Coordinator
+from decentral.peer.evictions import APART_S, Evictions
 from decentral.peer.member import ALIVE
 from decentral.peer.messages import Failed, Offer, Start, unpack
 from decentral.peer.protocol import CoreConfig, RoundEntry, Send, ViewEntry
@@ -65,10 +65,10 @@ class Bench:
             )  # fmt: skip
             self.coordinator.on_offer(peer, offer)
 
-    def drive(self, now: float) -> tuple[PeerId, ...]:
+    def drive(self, now: float, gone: PeerId | None = None) -> tuple[PeerId, ...]:
         """Who takes part in the attempt that begins, if one does."""
         self.ctx.now, self.ctx.out = now, []
-        self.coordinator.drive(self.state, frozenset(PEERS))
+        self.coordinator.drive(self.state, frozenset(self.state.view.members) - {gone})
         for one in self.ctx.out:
             if isinstance(one, Send) and isinstance(start := unpack(one.payload), Start):
                 return start.participants
@@ -113,33 +113,55 @@ def test_a_round_waits_for_everybody_who_can_take_part() -> None:
 def test_a_round_goes_on_without_whoever_has_not_been_linked_to_all_for_a_second() -> None:
     bench = Bench()
     bench.offer(ME, A, B)
-    bench.offer(C, ready=False, unlinked=(D,))
-    bench.offer(D, ready=False, unlinked=(C,))
+    bench.offer(C, unlinked=(D,))
+    bench.offer(D, unlinked=(C,))
     assert bench.drive(APART_S - 0.1) == (), "links may come in a moment"
-    assert bench.drive(APART_S + 0.1) == (ME, A, B)
+    assert bench.drive(APART_S + 0.1) == (ME, A, B, C), "one of the two ends is enough to drop"
 
 
 def test_less_than_half_do_not_go_on_alone() -> None:
     bench = Bench()
-    bench.offer(ME, A)
-    for peer in (B, C, D):
-        bench.offer(peer, ready=False, unlinked=(B if peer != B else C,))
+    bench.offer(ME)
+    for peer in (A, B, C, D):
+        bench.offer(peer, unlinked=tuple({A, B, C, D} - {peer}))
+    bench.drive(0.0)
     assert bench.drive(APART_S + 1.0) == ()
 
 
-def test_a_newcomer_without_links_holds_nobody_up() -> None:
+def test_nobody_waits_for_the_view_to_lose_who_is_gone() -> None:
+    bench = Bench()
+    bench.offer(ME, A, B, C, unlinked=(D,))
+    bench.offer(D)
+    assert bench.drive(0.1, gone=D) == (ME, A, B, C)
+
+
+def with_newcomer() -> tuple[Bench, PeerId]:
+    """After a round of the five, a sixth has entered."""
     bench = Bench()
     bench.offer(*PEERS)
     assert bench.drive(1.0) == PEERS
     bench.commit()
     newcomer = peer_id(9)
-    members = (*PEERS, newcomer)
-    view = replace(bench.state.view, epoch=2, members=members)
+    view = replace(bench.state.view, epoch=2, members=(*PEERS, newcomer))
     bench.state = bench.replica.state = apply(bench.state, ViewEntry(view=view, reason="joins"))
+    return bench, newcomer
+
+
+def test_a_newcomer_without_links_holds_nobody_up() -> None:
+    bench, newcomer = with_newcomer()
     bench.offer(*PEERS)
-    bench.coordinator.on_offer(newcomer, bench.coordinator.offers[A])
-    bench.offer(newcomer, ready=False, unlinked=(D,))
+    bench.offer(newcomer, unlinked=(D,))
     assert bench.drive(2.0) == PEERS
+
+
+def test_a_newcomer_without_work_is_waited_for_only_a_moment() -> None:
+    bench, newcomer = with_newcomer()
+    bench.offer(newcomer, ready=False)
+    bench.offer(*PEERS[:4])
+    assert bench.drive(2.0) == ()
+    bench.offer(D)
+    assert bench.drive(10.0) == bench.drive(10.0 + NEWCOMERS_S - 0.1) == ()
+    assert bench.drive(10.0 + NEWCOMERS_S + 0.1) == PEERS
 
 
 def test_whoever_two_attempts_fail_because_of_is_left_out_and_tried_again() -> None:
