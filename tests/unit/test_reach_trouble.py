@@ -10,7 +10,7 @@ from reach_world import Host, World
 
 from decentral.peer.reach import actions as a
 from decentral.peer.reach import talk
-from decentral.peer.reach.caller import PUNCH_REST_S
+from decentral.peer.reach.caller import MAX_AGAIN, PUNCH_REST_S
 from decentral.peer.reach.nat import Nat
 
 
@@ -290,3 +290,29 @@ def test_a_punch_between_nats_that_were_not_known_yet_bars_none_between_known_on
     world.want(one, other)
     linked(world, one, other, 2.0)
     assert world.kind(one, other) in ("punched", "direct")
+
+
+def test_few_are_asked_for_one_that_was_linked_and_is_gone() -> None:
+    """All of a mesh look for it at once."""
+    world = World(rtt_s=0.01)
+    entries = world.seeds(2 * MAX_AGAIN)
+    one, other = world.join("port", entries), world.join("port", entries)
+    asked: dict[str, set[str]] = {}
+
+    def watch(sender: Host, to: str, payload: bytes) -> bool:
+        message = talk.unpack(payload)
+        if sender is one and isinstance(message, talk.Pass):
+            asked.setdefault(message.to, set()).add(to)
+        return False
+
+    world.want(one, other)
+    linked(world, one, other, 5.0)
+    world.loses = watch
+    world.kill(other)
+    del one.wanted[other.id]
+    stranger = world.add("port")  # linked to nobody
+    for wanted in (other, stranger):
+        world.feed(one, a.Want(wanted.id, ()))
+        world.run(14.0)
+    assert len(asked[other.id]) == MAX_AGAIN
+    assert len(asked[stranger.id]) == len(entries), "it may be linked to any of them"
