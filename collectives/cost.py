@@ -21,6 +21,7 @@ Optimization of collective communication operations in MPICH, 2005.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,6 +39,10 @@ __all__ = ["Choice", "Encoding", "Payload", "choose", "estimate_s"]
 NEAR = 1.2
 """Estimates this close are equal: on equal links the butterfly's many lanes take up to a fifth
 longer than the model, which knows nothing of how unevenly TCP shares a link."""
+CROWD, SPARED_S = 8, 0.01
+"""Among more members than this the tree may take so much longer than the quickest: it needs streams
+between few of them, and those between all must be made anew whenever somebody comes or goes, which
+the model does not count."""
 COARSE_BYTES = 1.0
 """Codecs of fewer bytes per value round so much that encoding once is worth that fifth."""
 
@@ -82,8 +87,8 @@ def choose(
     **payload: Any,
 ) -> Choice:
     """The quickest of the allowed schedules for `count` elements; of those within `NEAR` of it the
-    first in `SCHEDULES`, or with a coarse codec one that encodes once. No codec: fp32. `payload`:
-    further fields of `Payload`.
+    first in `SCHEDULES`, or with a coarse codec one that encodes once; in a crowd the tree, where
+    little time is lost by it. No codec: fp32. `payload`: further fields of `Payload`.
 
     ValueError if nothing is left, or a name is unknown.
     """
@@ -101,7 +106,10 @@ def choose(
         raise ValueError("no allowed schedule may carry this codec: it needs the butterfly")
     what = Payload(count=count, **payload)
     seconds = {name: estimate_s(name, network, what) for name in names}
-    near = NEAR * min(seconds.values())
+    best_s = min(seconds.values())
+    if network.members > CROWD and seconds.get("tree", math.inf) <= best_s + SPARED_S:
+        return Choice("tree", seconds)
+    near = NEAR * best_s
     return Choice(next(name for name in names if seconds[name] <= near), seconds)
 
 

@@ -236,7 +236,7 @@ class Duties:
     def _next_view(self, state: LogState, reachable: Set[PeerId]) -> ViewEntry | None:
         """The view as it should be, if it is not."""
         core, me = self.core, self.ctx.me
-        core.evictions.find_unlinked(state)
+        core.evictions.find_unlinked(state, reachable)
         if len(reachable) == len(state.view.members) and not (
             self.leaving or core.evictions.due or self._unlinked_at or core.join.anybody_ready()
         ):

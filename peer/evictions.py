@@ -108,18 +108,20 @@ class Evictions:
         self.due.update(self._revoked)
         self.ctx.dirty = True
 
-    def find_unlinked(self, state: LogState) -> None:
-        """Whoever most members have had no link to for too long must go."""
+    def find_unlinked(self, state: LogState, reachable: Set[PeerId]) -> None:
+        """Whoever most members have had no link to for too long must go. Of a pair whose one end is
+        out of our own reach that end is to blame: a new coordinator, whose own report is the oldest
+        that it has, would else take itself for the one that nobody can link to."""
         long_ago = self.ctx.now - UNLINKED_S
         members = state.view.members
         inside = set(members)
-        count = Counter(
-            end
+        pairs = [
+            {peer, other}
             for peer, others in self._unlinked.items()
             for other, at in others.items()
             if at <= long_ago and peer in inside and other in inside
-            for end in (peer, other)
-        )
+        ]
+        count = Counter(end for pair in pairs for end in (pair - reachable or pair))
         if count:
             worst = max(count, key=lambda peer: (count[peer], members.index(peer)))
             self.due.setdefault(worst, "other members cannot link to it")

@@ -7,7 +7,7 @@ from random import Random
 
 from decentral.peer.context import Context, Peering
 from decentral.peer.coordinator import NEWCOMERS_S, Coordinator
-from decentral.peer.evictions import APART_S, Evictions
+from decentral.peer.evictions import APART_S, UNLINKED_S, Evictions
 from decentral.peer.member import ALIVE
 from decentral.peer.messages import Failed, Offer, Start, unpack
 from decentral.peer.protocol import CoreConfig, RoundEntry, Send, ViewEntry
@@ -193,3 +193,22 @@ def test_who_takes_part_again_is_trusted_again() -> None:
     assert bench.drive(now) == PEERS
     bench.fail(D)
     assert bench.drive(now + 10.0) == PEERS
+
+
+def test_a_new_coordinator_does_not_blame_itself_for_those_out_of_its_reach() -> None:
+    bench = Bench()
+    bench.offer(ME, unlinked=(C, D))
+    bench.ctx.now = UNLINKED_S - 1.0
+    bench.offer(A, B, unlinked=(C, D))
+    bench.ctx.now = UNLINKED_S + 0.1
+    bench.evictions.find_unlinked(bench.state, frozenset({ME, A, B}))
+    assert set(bench.evictions.due) < {C, D}
+
+
+def test_who_most_others_cannot_link_to_goes() -> None:
+    bench = Bench()
+    bench.offer(A, unlinked=(B, C))
+    bench.offer(D, unlinked=(A,))
+    bench.ctx.now = UNLINKED_S + 0.1
+    bench.evictions.find_unlinked(bench.state, frozenset(PEERS))
+    assert set(bench.evictions.due) == {A}
