@@ -197,7 +197,7 @@ class Coordinator:
         else:
             cut |= set(trusted) - set(able)
         ready = [peer for peer in there if peer in work and peer not in cut]
-        missing = [peer for peer in there if peer not in ready]
+        missing = [peer for peer in there if peer not in work or peer in cut]
         if self.ctx.config.copies:
             begins = self._worked_out(state, ready)
         else:
