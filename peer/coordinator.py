@@ -195,7 +195,8 @@ class Coordinator:
         if 2 * len(able) > len(takers) and self._can_commit(state, able, reachable):
             there = able
         else:
-            cut |= set(trusted) - set(able)
+            able, cut = self.evictions.linked(there, new)
+            cut |= set(there) - set(able)
         ready = [peer for peer in there if peer in work and peer not in cut]
         missing = [peer for peer in there if peer not in work or peer in cut]
         if self.ctx.config.copies:
