@@ -21,7 +21,6 @@ Optimization of collective communication operations in MPICH, 2005.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -39,10 +38,10 @@ __all__ = ["Choice", "Encoding", "Payload", "choose", "estimate_s"]
 NEAR = 1.2
 """Estimates this close are equal: on equal links the butterfly's many lanes take up to a fifth
 longer than the model, which knows nothing of how unevenly TCP shares a link."""
-CROWD, SPARED_S = 8, 0.01
-"""Among more members than this the tree may take so much longer than the quickest: it needs streams
-between few of them, and those between all must be made anew whenever somebody comes or goes, which
-the model does not count."""
+CROWD, SMALL_BYTES, NEAR_RTT_S = 8, 128 << 10, 0.002
+"""Among more members than this and near ones, a small sum takes the tree: it needs streams between
+few of them, and those between all must be made anew whenever somebody comes or goes, which the
+model does not count."""
 COARSE_BYTES = 1.0
 """Codecs of fewer bytes per value round so much that encoding once is worth that fifth."""
 
@@ -106,10 +105,11 @@ def choose(
         raise ValueError("no allowed schedule may carry this codec: it needs the butterfly")
     what = Payload(count=count, **payload)
     seconds = {name: estimate_s(name, network, what) for name in names}
-    best_s = min(seconds.values())
-    if network.members > CROWD and seconds.get("tree", math.inf) <= best_s + SPARED_S:
+    small = count * what.bytes_per_value <= SMALL_BYTES
+    near_all = float(network.rtt.max()) <= NEAR_RTT_S
+    if network.members > CROWD and small and near_all and "tree" in seconds:
         return Choice("tree", seconds)
-    near = NEAR * best_s
+    near = NEAR * min(seconds.values())
     return Choice(next(name for name in names if seconds[name] <= near), seconds)
 
 
