@@ -55,11 +55,12 @@ class Principal:
         out = np.empty((len(images), len(self._basis)), dtype=np.float32)
         for start in range(0, len(images), 4096):  # not all images as floats at once
             some = _signed(images[start : start + 4096]) - self._mean
-            out[start : start + 4096] = some @ self._basis.T / self._scale
+            out[start : start + 4096] = _product(some, self._basis.T) / self._scale
         return out
 
     def decode(self, x: Array) -> NDArray[np.uint8]:
-        return _bytes((x * self._scale) @ self._basis + self._mean).reshape(-1, *self._shape)
+        pixels = _product(x * self._scale, self._basis) + self._mean
+        return _bytes(pixels).reshape(-1, *self._shape)
 
 
 def fit(
@@ -92,6 +93,13 @@ def principal_features(
 ) -> Array:
     """Components that are not whitened, for clustering: distances are those between pixels."""
     return np.asarray(Principal(shape, fitted).encode(images) * fitted["space/scale"])
+
+
+def _product(one: Array, other: Array) -> Array:
+    """By torch, whose threads `one_thread` limits: NumPy's BLAS has threads of its own, and on some
+    processors other bits with each number of them."""
+    found: Array = (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()
+    return found
 
 
 def _signed(images: NDArray[np.uint8]) -> Array:
