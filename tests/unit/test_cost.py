@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from decentral.collectives import loads
 from decentral.collectives.codecs import codec_named
-from decentral.collectives.cost import Payload, choose, estimate_s
+from decentral.collectives.cost import CROWD, SMALL_BYTES, Payload, choose, estimate_s
 from decentral.collectives.measured import DEFAULT_BYTES_S, Row, network_from_rows
 from decentral.collectives.network import Network, sites_from_rtt
 from decentral.collectives.plan import Kind
@@ -254,3 +254,12 @@ def test_thousands_of_peers_are_chosen_for_at_once() -> None:
     choice = choose(network, 16 * MIB)
     assert time.perf_counter() - started < 5  # 0.6 s on an idle core
     assert set(choice.seconds) == set(SCHEDULES)
+
+
+def test_a_crowd_of_near_ones_takes_the_tree_for_small_sums_only() -> None:
+    small, near = SMALL_BYTES // 4, Network.uniform(CROWD + 1)
+    assert choose(near, small).schedule == "tree"
+    assert choose(near, 64 * small).schedule != "tree"
+    assert choose(Network.uniform(CROWD), small).schedule != "tree"
+    assert choose(Network.uniform(CROWD + 1, rtt_s=0.02), small).schedule != "tree"
+    assert choose(near, small, allowed=("ring", "butterfly")).schedule != "tree"
