@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from processes import Peers
 
+from decentral.cli.fork_server import ForkServer
+
 ALONE = frozenset(
     f"test_{name}"
     for name in (
@@ -26,15 +28,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("alone")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout: for tests that read files, never for imports."""
     return Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session")
+def fork_server(root: Path) -> Iterator[ForkServer]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(root / "tests" / "support"))
+        server = ForkServer("forked_cli")
+    with server:
+        yield server
+
+
 @pytest.fixture
-def peers(tmp_path: Path) -> Iterator[Peers]:
-    made = Peers(tmp_path)
+def peers(tmp_path: Path, fork_server: ForkServer) -> Iterator[Peers]:
+    made = Peers(tmp_path, fork_server.launch)
     try:
         yield made
     finally:

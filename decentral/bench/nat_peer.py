@@ -82,7 +82,8 @@ class Mover:
         try:
             self._mesh.emit(self._move(other))
         except DecentralError as error:
-            self._mesh.emit({"event": "fault", "kind": "move", "peer": other, "says": error.says})
+            fault = {"event": "fault", "kind": "move", "number": self._moves}
+            self._mesh.emit({**fault, "peer": other, "says": error.says})
 
     def _move(self, other: PeerId) -> dict[str, Any]:
         me, count = self._mesh.me, MOVE_BYTES // 4

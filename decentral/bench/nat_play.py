@@ -107,22 +107,23 @@ class _Act:
         return peer
 
     def _move(self, a: PeerProcess, b: PeerProcess) -> None:
-        """Again if the link was replaced by a better one meanwhile, as the data are to cross that;
-        the old one carries them until all is quiet."""
-        carried = 0
+        """Again if the link was replaced by a better one meanwhile, as the data are to cross that.
+        As in a round, what a change of links breaks off is begun anew."""
+        carried, failure = 0, ""
         for number in range(1, MOVES + 1):
             for peer, other in ((a, b), (b, a)):
                 ask_to_move(peer.home, other.peer_id)
             self._wait_for_moves(number)
-            for peer in (a, b):
-                if failure := _failed_move(peer):
-                    self.wrong.append(f"the data did not get across: {failure}")
-                    return
+            if failure := _failed_move(a, number) or _failed_move(b, number):
+                continue
             links = [_link(peer, other.peer_id) for peer, other in ((a, b), (b, a))]
             self._link = links[0]
             carried = min(int(link.get("bytes_received", 0)) for link in links)
             if carried >= MOVE_BYTES:
                 break
+        if failure:
+            self.wrong.append(f"the data did not get across: {failure}")
+            return
         first, second = a.last("moved"), b.last("moved")
         assert first is not None and second is not None
         verified = (first["sent"], first["received"]) == (second["received"], second["sent"])
@@ -139,7 +140,7 @@ class _Act:
     def _wait_for_moves(self, count: int) -> None:
         until(
             lambda: all(
-                len(peer.events("moved")) >= count or _failed_move(peer)
+                len(peer.events("moved")) + len(_failed_moves(peer)) >= count
                 for peer in self._pair or ()
             ),
             timeout_s=MOVE_S,
@@ -313,8 +314,12 @@ def _logged(peer: PeerProcess, kind: str) -> list[dict[str, Any]]:
     return found
 
 
-def _failed_move(peer: PeerProcess) -> str:
-    return next((e["says"] for e in peer.events("fault") if e["kind"] == "move"), "")
+def _failed_moves(peer: PeerProcess) -> list[dict[str, Any]]:
+    return [e for e in peer.events("fault") if e["kind"] == "move"]
+
+
+def _failed_move(peer: PeerProcess, number: int) -> str:
+    return next((e["says"] for e in _failed_moves(peer) if e["number"] == number), "")
 
 
 def _link(peer: PeerProcess, other: str) -> dict[str, Any]:

@@ -282,6 +282,16 @@ void TuneBulkSocket(int fd, const std::string& congestion) {
   (void)fd, (void)congestion;
 }
 
+std::string Congestion(int fd) {
+#ifdef TCP_CONGESTION
+  char name[32] = {};
+  socklen_t size = sizeof name - 1;
+  if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &size) == 0) return name;
+#endif
+  (void)fd;
+  return "";
+}
+
 void LimitUnsent(int fd, int bytes) {
 #ifdef TCP_NOTSENT_LOWAT
   if (setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &bytes, sizeof bytes) == 0) return;

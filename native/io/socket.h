@@ -65,6 +65,7 @@ struct LinkSocketOptions {
 void TuneLinkSocket(int fd, const LinkSocketOptions& options);
 // On top, for bulk: which congestion control (empty: the system's).
 void TuneBulkSocket(int fd, const std::string& congestion);
+std::string Congestion(int fd);  // "": this system does not say
 // How much of what is not yet on the wire the kernel takes, of a TCP connection or a LocalPair.
 // What it has not taken can still be overtaken, or take another stream.
 void LimitUnsent(int fd, int bytes);

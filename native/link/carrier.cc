@@ -30,11 +30,13 @@ uint8_t* ReadBuffer() {
 
 }  // namespace
 
-Carrier::Carrier(Reactor* loop, Fd raw, bool opener, Fd control, Calls calls)
+Carrier::Carrier(Reactor* loop, Fd raw, bool opener, Fd control, Calls calls,
+                 int forget_ms)
     : loop_(loop),
       raw_(std::move(raw)),
       opener_(opener),
       calls_(std::move(calls)),
+      forget_ms_(forget_ms),
       reader_(opener),
       out_(kBatch + kSignals) {
   LimitUnsent(raw_.get(), kUnsentBytes);
@@ -49,7 +51,21 @@ Carrier::Carrier(Reactor* loop, Fd raw, bool opener, Fd control, Calls calls)
 
 Carrier::~Carrier() = default;
 
+// Of two SYNs that cross, the kernel takes the time from its second one for an RTT: any fraction of
+// the real one. BBR never has more on the way than twice what fits into its least RTT, for as long
+// as the kernel remembers that.
+void Carrier::AvoidBbr() {
+  if (Congestion(raw_.get()) != "bbr") return;
+  TuneBulkSocket(raw_.get(), "reno");   // everybody may have this,
+  TuneBulkSocket(raw_.get(), "cubic");  // and many this
+  loop_->After(forget_ms_, [weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (self && self->raw_) TuneBulkSocket(self->raw_.get(), "bbr");
+  });
+}
+
 void Carrier::Start() {
+  AvoidBbr();
   raw_interest_ = std::make_unique<Interest>(loop_, raw_.get(), [this](uint32_t events, bool) {
     const auto keep = shared_from_this();
     if (events & Reactor::kWrite) blocked_ = false;

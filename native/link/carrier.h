@@ -31,6 +31,8 @@ namespace decentral {
 
 class Carrier : public std::enable_shared_from_this<Carrier>, private CarrierReader::Sink {
  public:
+  static constexpr int kForgetMs = 305'000;
+
   struct Calls {
     std::function<void(Fd)> on_stream;  // acceptor: the far end of a lane that was opened
     std::function<void()> on_broken;    // the other end broke the format or a limit
@@ -38,7 +40,8 @@ class Carrier : public std::enable_shared_from_this<Carrier>, private CarrierRea
   };
 
   // `raw` is connected and non-blocking. `control`: this end of lane 0's pair.
-  Carrier(Reactor* loop, Fd raw, bool opener, Fd control, Calls calls);
+  // `forget_ms`: how long the kernel remembers a connection's least RTT (tcp_min_rtt_wlen).
+  Carrier(Reactor* loop, Fd raw, bool opener, Fd control, Calls calls, int forget_ms = kForgetMs);
   ~Carrier() override;
 
   // Any thread.
@@ -92,6 +95,7 @@ class Carrier : public std::enable_shared_from_this<Carrier>, private CarrierRea
   void UpdateInterest(Lane& lane);
 
   void ReadRaw();
+  void AvoidBbr();
 
   // carrier_out.cc
   void Pump();
@@ -112,6 +116,7 @@ class Carrier : public std::enable_shared_from_this<Carrier>, private CarrierRea
   Fd raw_;
   const bool opener_;
   const Calls calls_;
+  const int forget_ms_;
   std::atomic<bool> admitted_{false};
 
   std::unique_ptr<Interest> raw_interest_;

@@ -4,7 +4,7 @@ namespace decentral {
 
 std::shared_ptr<Carrier> Carriers::Start(Fd raw, bool opener, Fd control,
                                          std::function<void(Fd)> on_stream,
-                                         std::function<void()> on_broken) {
+                                         std::function<void()> on_broken, int forget_ms) {
   if (!loop_) {
     loop_ = std::make_unique<Reactor>();
     loop_->Start();
@@ -15,7 +15,7 @@ std::shared_ptr<Carrier> Carriers::Start(Fd raw, bool opener, Fd control,
   calls.on_broken = std::move(on_broken);
   calls.on_end = [this, self] { all_.erase(self->lock()); };
   auto carrier = std::make_shared<Carrier>(loop_.get(), std::move(raw), opener, std::move(control),
-                                           std::move(calls));
+                                           std::move(calls), forget_ms);
   *self = carrier;
   loop_->Post([this, carrier] {
     all_.insert(carrier);

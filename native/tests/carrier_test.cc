@@ -13,7 +13,7 @@ namespace {
 
 // One end of a raw connection with its carrier; lanes that the other end opens gather here.
 struct End {
-  explicit End(Fd raw, bool opener) {
+  explicit End(Fd raw, bool opener, int forget_ms = Carrier::kForgetMs) {
     auto [far, inner] = LocalPair();
     control = std::move(far);
     carrier = carriers.Start(
@@ -22,7 +22,7 @@ struct End {
           std::lock_guard<std::mutex> lock(mutex);
           opened.push_back(std::move(fd));
         },
-        [this] { broken = true; });
+        [this] { broken = true; }, forget_ms);
   }
   Fd TakeOpened() {
     Fd out;
@@ -330,6 +330,17 @@ TEST(a_stranger_may_send_little_and_opens_nothing) {
     (void)!send(prey.raw.get(), crumbs.data(), crumbs.size(), MSG_NOSIGNAL);
     CHECK(prey.Closes() && Eventually([&] { return prey.b.broken.load(); }));
   }
+}
+
+TEST(bbr_waits_until_the_least_rtt_is_to_be_trusted) {
+  auto [near, far] = TcpPair();
+  const int fd = near.get();
+  TuneBulkSocket(fd, "bbr");
+  if (Congestion(fd) != "bbr") return;  // not on this system
+  End end(std::move(near), true, 300);
+  CHECK(Eventually([&] { return Congestion(fd) != "bbr"; }));
+  CHECK(Eventually([&] { return Congestion(fd) == "bbr"; }));
+  CHECK(!end.broken);
 }
 
 TEST(lanes_come_and_go_and_leak_nothing) {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from decentral.cli.processes import PeerProcess
+from decentral.cli.processes import Launch, PeerProcess
 
 RECIPES = Path(__file__).resolve().parent.parent / "integration"
 TINY = "tiny_recipe:recipe"
@@ -17,8 +17,9 @@ TINY = "tiny_recipe:recipe"
 class Peers:
     """Starts peers and ends them with the test. On failure their last words are shown."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, launch: Launch | None = None) -> None:
+        """`launch`: of a fork server for `forked_cli`; what starts otherwise goes without it."""
+        self.folder, self.launch = folder, launch
         self.all: list[PeerProcess] = []
 
     def start(
@@ -30,6 +31,8 @@ class Peers:
         env: dict[str, str] | None = None,
         **more: Any,
     ) -> PeerProcess:
+        if not more.keys() & {"prefix", "program"}:
+            more.setdefault("launch", self.launch)
         peer = PeerProcess(
             name,
             home or self.folder / name,
