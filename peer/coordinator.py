@@ -33,6 +33,8 @@ HELD_UP_S = 1.0
 """An attempt that lasts so long is looked at: does it wait for somebody who may be dead?"""
 NEWCOMERS_S = 1.0
 """Once all others have contributed, whoever is new and has nothing yet is waited for so long."""
+CUT_AGAIN_S = 0.25
+"""While two wait for their link, whom to do without is looked at so often."""
 SUSPECTS = 2
 """Whoever so many attempts at a round have failed because of is left out of the next one."""
 BLAMES = 3
@@ -80,7 +82,10 @@ class Coordinator:
         """The same, of attempts that this peer has begun or seen itself."""
         self._failures = 0
         self._retry_at = 0.0
+        self._look_at = inf
+        """When whom a round waits for is to be looked at again."""
         self._since = 0.0
+        """When the round began; 0: none that we know of."""
         self._half_at: float | None = None
         self._enough_at: float | None = None
         """Since when K members have contributed."""
@@ -178,6 +183,8 @@ class Coordinator:
         """Do what is due; returns what is to be proposed now, if anything."""
         if state.stop or not state.founded:
             return None
+        self._since = self._since or self.ctx.now
+        self._look_at = inf
         attempt = self.attempt
         if attempt is not None:
             return self._watch(state, attempt, reachable)
@@ -197,6 +204,8 @@ class Coordinator:
         else:
             able, cut = self.evictions.linked(there, new)
             cut |= set(there) - set(able)
+        if cut:
+            self._come(self.ctx.now + CUT_AGAIN_S)
         ready = [peer for peer in there if peer in work and peer not in cut]
         missing = [peer for peer in there if peer not in work or peer in cut]
         if self.ctx.config.copies:
@@ -210,11 +219,18 @@ class Coordinator:
         if (
             begins
             and ready
-            and self.ctx.now >= self._retry_at
+            and self._come(self._retry_at)
             and all(self._heard(peer, reachable) for peer in ready)
         ):
             self._start(state, tuple(ready))
         return None
+
+    def _come(self, at: float) -> bool:
+        """Whether that moment has come; if not, we look again then."""
+        if self.ctx.now < at:
+            self._look_at = min(self._look_at, at)
+            return False
+        return True
 
     def _heard(self, peer: PeerId, reachable: Set[PeerId]) -> bool:
         """Nobody doubts that it lives. Whoever is doubted is still a member and may be back in a
@@ -243,7 +259,7 @@ class Coordinator:
             return False
         if self._only_new_at is None:
             self._only_new_at = self.ctx.now
-        return self.ctx.now >= self._only_new_at + NEWCOMERS_S
+        return self._come(self._only_new_at + NEWCOMERS_S)
 
     def _enough(self, ready: list[PeerId], takers: Sequence[PeerId]) -> bool:
         """Whether the round may close without those who are missing: K are there, and those who
@@ -254,7 +270,7 @@ class Coordinator:
             return False
         if self._enough_at is None:
             self._enough_at = self.ctx.now
-        return self.ctx.now >= self._enough_at + self.ctx.config.grace_s
+        return self._come(self._enough_at + self.ctx.config.grace_s)
 
     def _worked_out(self, state: LogState, ready: list[PeerId]) -> bool:
         """Whether somebody has the round's result, and enough are there to keep it."""
@@ -266,20 +282,13 @@ class Coordinator:
         if attempt is not None:
             patience_s = self.ctx.config.reduce_timeout_s if attempt.looked_at else HELD_UP_S
             return attempt.started_at + patience_s
-        if not self._retry_at and self._enough_at is None:
-            return inf
-        grace_over = inf if self._enough_at is None else self._enough_at + self.ctx.config.grace_s
-        return min(self._retry_at or inf, grace_over if grace_over > self.ctx.now else inf)
+        return self._look_at
 
     def due(self) -> bool:
-        """Whether a timer of ours has run out; a pause before the next attempt ends with it."""
-        if self.attempt is not None:
-            return self.ctx.now >= self.next_timer()
-        over = 0.0 < self._retry_at <= self.ctx.now
+        """Whether a timer of ours has run out; it does so once."""
+        over = self.ctx.now >= self.next_timer()
         if over:
-            self._retry_at = 0.0
-        if self._enough_at is not None:
-            over = over or self.ctx.now >= self._enough_at + self.ctx.config.grace_s
+            self._look_at = inf
         return over
 
     def closing(self, state: LogState) -> bool:
@@ -424,7 +433,7 @@ class Coordinator:
         scope = state.scope(self.tag)
         new = set(missing) <= newcomers
         grace_s = self.ctx.config.straggler_grace * ((self._half_at or now) - self._since)
-        late = self._half_at is not None and now > self._half_at + max(MIN_GRACE_S, grace_s)
+        late = self._half_at is not None and self._come(self._half_at + max(MIN_GRACE_S, grace_s))
         if (ready and new) or late:
             hurried = [peer for peer in missing if peer not in self._closed]
             self._closed |= set(hurried)

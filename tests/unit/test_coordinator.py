@@ -6,10 +6,10 @@ from dataclasses import replace
 from random import Random
 
 from decentral.peer.context import Context, Peering
-from decentral.peer.coordinator import NEWCOMERS_S, Coordinator
+from decentral.peer.coordinator import MIN_GRACE_S, NEWCOMERS_S, Coordinator
 from decentral.peer.evictions import APART_S, UNLINKED_S, Evictions
 from decentral.peer.member import ALIVE
-from decentral.peer.messages import Failed, Offer, Start, unpack
+from decentral.peer.messages import Close, Failed, Offer, Start, unpack
 from decentral.peer.protocol import CoreConfig, RoundEntry, Send, ViewEntry
 from decentral.peer.replica import Replica
 from decentral.peer.views_log import apply, founding_state
@@ -73,6 +73,11 @@ class Bench:
             if isinstance(one, Send) and isinstance(start := unpack(one.payload), Start):
                 return start.participants
         return ()
+
+    def closed(self) -> set[PeerId]:
+        """Who was told just now that all others wait for it."""
+        sent = [one for one in self.ctx.out if isinstance(one, Send)]
+        return {one.peer for one in sent if isinstance(unpack(one.payload), Close)}
 
     def fail(self, suspect: PeerId) -> None:
         attempt = self.coordinator.attempt
@@ -161,7 +166,27 @@ def test_a_newcomer_without_work_is_waited_for_only_a_moment() -> None:
     assert bench.drive(2.0) == ()
     bench.offer(D)
     assert bench.drive(10.0) == bench.drive(10.0 + NEWCOMERS_S - 0.1) == ()
-    assert bench.drive(10.0 + NEWCOMERS_S + 0.1) == PEERS
+    assert bench.coordinator.next_timer() == 10.0 + NEWCOMERS_S
+    assert bench.drive(10.0 + NEWCOMERS_S) == PEERS
+
+
+def test_stragglers_of_the_very_first_round_are_hurried_whatever_the_clock_says() -> None:
+    bench = Bench()
+    bench.offer(D, ready=False)
+    assert bench.drive(1e6) == ()
+    bench.offer(ME, A, B, C)
+    assert bench.drive(1e6 + 0.5) == () and not bench.closed()
+    at = bench.coordinator.next_timer()
+    assert at == 1e6 + 0.5 + MIN_GRACE_S
+    assert bench.drive(at) == () and bench.closed() == {D}
+
+
+def test_a_timer_that_has_run_out_does_so_once() -> None:
+    bench = Bench()
+    bench.offer(ME, A, B, C)
+    bench.drive(1.0)
+    bench.ctx.now = 10.0
+    assert bench.coordinator.due() and not bench.coordinator.due()
 
 
 def test_whoever_two_attempts_fail_because_of_is_left_out_and_tried_again() -> None:
