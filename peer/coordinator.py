@@ -23,16 +23,14 @@ from decentral.peer.fields import HEARSAY, no_leap
 from decentral.peer.member import ALIVE
 from decentral.peer.membership import Membership
 from decentral.peer.messages import Abort, Close, Failed, Offer, Result, Start
+from decentral.peer.patience import Patience
 from decentral.peer.protocol import RollbackEntry, RoundEntry
 from decentral.peer.replica import Replica
 from decentral.peer.views_log import LogState
 from decentral.types import Contribution, PeerId
 
-MIN_GRACE_S = 1.0
 HELD_UP_S = 1.0
 """An attempt that lasts so long is looked at: does it wait for somebody who may be dead?"""
-NEWCOMERS_S = 1.0
-"""Once all others have contributed, whoever is new and has nothing yet is waited for so long."""
 CUT_AGAIN_S = 0.25
 """While two wait for their link, whom to do without is looked at so often."""
 SUSPECTS = 2
@@ -82,19 +80,10 @@ class Coordinator:
         """The same, of attempts that this peer has begun or seen itself."""
         self._failures = 0
         self._retry_at = 0.0
-        self._look_at = inf
-        """When whom a round waits for is to be looked at again."""
-        self._since = 0.0
-        """When the round began; 0: none that we know of."""
-        self._half_at: float | None = None
-        self._enough_at: float | None = None
-        """Since when K members have contributed."""
-        self._only_new_at: float | None = None
-        """Since when nobody but newcomers has not contributed."""
         self._blames: Counter[PeerId] = Counter()
         self._left_out: Counter[PeerId] = Counter()
         """Of how many rounds in a row, because of failed attempts."""
-        self._closed: set[PeerId] = set()
+        self._patience = Patience(ctx, membership, evictions)
 
     # -------------------------------------------------------------- collecting
 
@@ -133,9 +122,8 @@ class Coordinator:
         self._blames = Counter(dict.fromkeys(blamed, SUSPECTS - 1))
         self.attempt = None
         self._attempt_seen = self._seen_here = self._failures = 0
-        self._retry_at, self._since = 0.0, self.ctx.now
-        self._half_at = self._enough_at = self._only_new_at = None
-        self._closed.clear()
+        self._retry_at = 0.0
+        self._patience.new_round()
 
     def new_view(self, members: tuple[PeerId, ...]) -> None:
         self.attempt = None
@@ -183,8 +171,7 @@ class Coordinator:
         """Do what is due; returns what is to be proposed now, if anything."""
         if state.stop or not state.founded:
             return None
-        self._since = self._since or self.ctx.now
-        self._look_at = inf
+        self._patience.look()
         attempt = self.attempt
         if attempt is not None:
             return self._watch(state, attempt, reachable)
@@ -205,32 +192,24 @@ class Coordinator:
             able, cut = self.evictions.linked(there, new)
             cut |= set(there) - set(able)
         if cut:
-            self._come(self.ctx.now + CUT_AGAIN_S)
+            self._patience.come(self.ctx.now + CUT_AGAIN_S)
         ready = [peer for peer in there if peer in work and peer not in cut]
         missing = [peer for peer in there if peer not in work or peer in cut]
         if self.ctx.config.copies:
             begins = self._worked_out(state, ready)
         else:
-            begins = (
-                not missing or self._enough(ready, there) or self._only_new(ready, missing, new)
-            )
+            begins = self._patience.over(ready, missing, new)
             if not begins:
-                self._hurry(state, ready, missing, new)
+                close = Close(state.view.lineage, self.tag, state.scope(self.tag).round + 1)
+                self.ctx.send_all(self._patience.to_hurry(ready, missing, new), close)
         if (
             begins
             and ready
-            and self._come(self._retry_at)
+            and self._patience.come(self._retry_at)
             and all(self._heard(peer, reachable) for peer in ready)
         ):
             self._start(state, tuple(ready))
         return None
-
-    def _come(self, at: float) -> bool:
-        """Whether that moment has come; if not, we look again then."""
-        if self.ctx.now < at:
-            self._look_at = min(self._look_at, at)
-            return False
-        return True
 
     def _heard(self, peer: PeerId, reachable: Set[PeerId]) -> bool:
         """Nobody doubts that it lives. Whoever is doubted is still a member and may be back in a
@@ -252,26 +231,6 @@ class Coordinator:
         votes = sum(self._heard(peer, reachable) for peer in state.view.members)
         return bool(heard) and votes >= state.view.majority
 
-    def _only_new(self, ready: list[PeerId], missing: list[PeerId], new: Set[PeerId]) -> bool:
-        """Whether all but newcomers have contributed, and these have had their time."""
-        if not ready or not set(missing) <= new:
-            self._only_new_at = None
-            return False
-        if self._only_new_at is None:
-            self._only_new_at = self.ctx.now
-        return self._come(self._only_new_at + NEWCOMERS_S)
-
-    def _enough(self, ready: list[PeerId], takers: Sequence[PeerId]) -> bool:
-        """Whether the round may close without those who are missing: K are there, and those who
-        were almost as quick have had their grace."""
-        least = self.ctx.config.min_contributors
-        if not least or len(ready) < min(least, len(takers)):
-            self._enough_at = None
-            return False
-        if self._enough_at is None:
-            self._enough_at = self.ctx.now
-        return self._come(self._enough_at + self.ctx.config.grace_s)
-
     def _worked_out(self, state: LogState, ready: list[PeerId]) -> bool:
         """Whether somebody has the round's result, and enough are there to keep it."""
         copies = min(self.ctx.config.copies, len(state.view.members))
@@ -282,13 +241,13 @@ class Coordinator:
         if attempt is not None:
             patience_s = self.ctx.config.reduce_timeout_s if attempt.looked_at else HELD_UP_S
             return attempt.started_at + patience_s
-        return self._look_at
+        return self._patience.look_at
 
     def due(self) -> bool:
         """Whether a timer of ours has run out; it does so once."""
         over = self.ctx.now >= self.next_timer()
         if over:
-            self._look_at = inf
+            self._patience.look_at = inf
         return over
 
     def closing(self, state: LogState) -> bool:
@@ -422,32 +381,7 @@ class Coordinator:
             return None
         return mine if (mine.round, mine.number) == (number, attempt) else None
 
-    # -------------------------------------------------------------- waiting for some
-
-    def _hurry(
-        self, state: LogState, ready: list[PeerId], missing: list[PeerId], newcomers: Set[PeerId]
-    ) -> None:
-        now = self.ctx.now
-        if len(ready) >= len(missing):
-            self._half_at = self._half_at or now
-        scope = state.scope(self.tag)
-        new = set(missing) <= newcomers
-        grace_s = self.ctx.config.straggler_grace * ((self._half_at or now) - self._since)
-        late = self._half_at is not None and self._come(self._half_at + max(MIN_GRACE_S, grace_s))
-        if (ready and new) or late:
-            hurried = [peer for peer in missing if peer not in self._closed]
-            self._closed |= set(hurried)
-            self.ctx.send_all(hurried, Close(state.view.lineage, self.tag, scope.round + 1))
-        evictions = self.evictions
-        hung = []
-        for peer in missing:
-            patience_s = evictions.patience_s(peer)
-            if self._half_at is None or now <= self._half_at + patience_s:
-                return
-            if peer not in evictions.stuck and self.membership.stalled_s(peer) <= patience_s:
-                return
-            hung.append((peer, f"no progress for {patience_s:.0f} s while all others wait"))
-        evictions.due.update(hung)
+    # -------------------------------------------------------------- a state that nobody holds
 
     def _rollback(self, state: LogState) -> RollbackEntry | None:
         """Nobody holds the last committed state any more: back to the newest that somebody does.

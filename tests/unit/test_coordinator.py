@@ -6,10 +6,11 @@ from dataclasses import replace
 from random import Random
 
 from decentral.peer.context import Context, Peering
-from decentral.peer.coordinator import MIN_GRACE_S, NEWCOMERS_S, Coordinator
+from decentral.peer.coordinator import Coordinator
 from decentral.peer.evictions import APART_S, UNLINKED_S, Evictions
 from decentral.peer.member import ALIVE
 from decentral.peer.messages import Close, Failed, Offer, Start, unpack
+from decentral.peer.patience import MIN_GRACE_S, NEWCOMERS_S
 from decentral.peer.protocol import CoreConfig, RoundEntry, Send, ViewEntry
 from decentral.peer.replica import Replica
 from decentral.peer.views_log import apply, founding_state
