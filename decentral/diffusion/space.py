@@ -48,7 +48,7 @@ class Principal:
     def __init__(self, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]) -> None:
         self._shape = shape
         self._mean = tensors["space/mean"]
-        self._basis = tensors["space/basis"]
+        self._basis = np.array(tensors["space/basis"])  # torch wants it writable
         self._scale = tensors["space/scale"]
 
     def encode(self, images: NDArray[np.uint8]) -> Array:
