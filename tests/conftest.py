@@ -24,7 +24,8 @@ ALONE = frozenset(
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.parent.name == "netns" or item.path.stem in ALONE:
+        folder = item.path.parent.name
+        if folder == "netns" or (folder != "unit" and item.path.stem in ALONE):
             item.add_marker("alone")
 
 

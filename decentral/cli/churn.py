@@ -15,7 +15,7 @@ import secrets
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from decentral.errors import ConfigError
 
@@ -164,19 +164,22 @@ def _tell(args: argparse.Namespace, report: Report) -> int:
 
 
 def _attack(args: argparse.Namespace, folder: Path) -> int:
-    from decentral.churn import hostile
+    from decentral.churn.hostile import behind, siege
 
     seed = args.seed if args.seed is not None else secrets.randbelow(2**31)
     print(f"{folder}: seed {seed}", file=sys.stderr, flush=True)
-    report = hostile.run(
-        folder,
-        args.seconds,
+    report: dict[str, Any] = {"hostile": True, "seed": seed}
+    report["behind_decryption"] = behind.run(
         seed,
         messages=round(0.6 * args.messages),
         transfers=round(0.38 * args.messages),
         admissions=round(0.02 * args.messages),
         replays=args.replays,
     )
+    report["on_sockets"] = siege.run(folder, args.seconds, seed)
+    parts = (report["behind_decryption"], report["on_sockets"])
+    report["notes"] = [note for part in parts for note in part.pop("notes")][:50]
+    report["held"] = not report["notes"]
     text = json.dumps(report)
     (folder / "hostile.json").write_text(text + "\n")
     said = "; ".join(report["notes"]) or "nothing was accepted, and nobody fell"

@@ -19,13 +19,9 @@ from typing import Any
 import psutil
 
 from decentral.bench.fleet import Fleet, until
-from decentral.churn.hostile.callers import attack_calls
-from decentral.churn.hostile.cores import attack_cores
-from decentral.churn.hostile.guests import attack_admission, attack_transfer
 from decentral.churn.hostile.insiders import Guest, attempt
 from decentral.churn.hostile.middleman import Middleman, tampers
 from decentral.churn.hostile.outsiders import Outsider, TamperedGuest
-from decentral.churn.hostile.replays import attack_with_replays
 from decentral.churn.hostile.wire import Papers
 from decentral.cli.processes import PeerProcess
 from decentral.peer.joinword import JoinWord
@@ -44,79 +40,10 @@ STOPS_S = 30.0
 MARKS_OF_A_CRASH = ("Traceback", "Exception in callback", "Exception ignored", "terminate called")
 
 
-def run(
-    folder: Path,
-    seconds: float = 30.0,
-    seed: int = 1,
-    *,
-    peers: int = 3,
-    messages: int = 60_000,
-    transfers: int = 38_000,
-    calls: int = 10_000,
-    admissions: int = 2_000,
-    replays: int = 10_000,
-) -> dict[str, Any]:
-    """Attack for `seconds` on real sockets, and with so many messages behind decryption."""
-    report: dict[str, Any] = {"hostile": True, "seed": seed, "peers": peers}
+def run(folder: Path, seconds: float = 30.0, seed: int = 1, *, peers: int = 3) -> dict[str, Any]:
+    """Attack for `seconds` on real sockets."""
     notes: list[str] = []
-    report["behind_decryption"] = _behind_decryption(
-        seed, messages, transfers, calls, admissions, replays, notes
-    )
-    report["on_sockets"] = Siege(folder, peers, seed, notes).run(seconds)
-    report["held"] = not notes
-    report["notes"] = notes[:50]
-    return report
-
-
-def _behind_decryption(
-    seed: int,
-    messages: int,
-    transfers: int,
-    calls: int,
-    admissions: int,
-    replays: int,
-    notes: list[str],
-) -> dict[str, Any]:
-    """What needs no sockets: each layer's own entry, with bytes as they come out of TLS."""
-    cores = attack_cores(messages, seed)
-    again = attack_with_replays(replays, seed)
-    admission, transfer = attack_admission(admissions, seed), attack_transfer(transfers, seed)
-    called = attack_calls(calls, seed)
-    notes += [f"PeerCore.handle: {one}" for one in cores.raised]
-    notes += [f"replays to PeerCore.handle: {one}" for one in again.accepted]
-    notes += [f"Admission.receive: {one}" for one in admission.raised]
-    notes += [f"state transfer: {one}" for one in transfer.raised]
-    notes += [f"calls: {one}" for one in called.raised]
-    return {
-        "PeerCore.handle, mutated": {
-            "sent": sum(cores.sent.values()),
-            "kinds": len(cores.sent),
-            "refused": cores.refused,
-            "well-formed": cores.heeded,
-            "raised": len(cores.raised),
-        },
-        "PeerCore.handle, replayed or stale": {
-            "sent": sum(again.sent.values()),
-            "kinds": len(again.sent),
-            "rounds_meanwhile": again.rounds,
-            "accepted": len(again.accepted),
-        },
-        "Admission.receive": {
-            "sent": sum(admission.sent.values()),
-            "refused": admission.refused,
-            "wrong": len(admission.raised),
-        },
-        "Donor.handle, Fetcher.received": {
-            "sent": sum(transfer.sent.values()),
-            "refused": transfer.refused,
-            "raised": len(transfer.raised),
-        },
-        "Caller.received, Callee.received": {
-            "sent": sum(called.sent.values()),
-            "refused": called.refused,
-            "raised": len(called.raised),
-        },
-    }
+    return {**Siege(folder, peers, seed, notes).run(seconds), "notes": notes}
 
 
 class Siege:
