@@ -1,4 +1,5 @@
-"""Whom to dial, and when again: patience doubles while nobody answers."""
+"""Whom to dial, and when again: patience doubles while nobody answers. Whoever has been away for
+long is tried less often: a run remembers everybody it ever met."""
 
 from __future__ import annotations
 
@@ -9,6 +10,10 @@ from decentral.types import PeerId
 FIRST_S = 0.5
 BRIEF_S = 0.5
 MOST_S = 10.0
+AWAY_SHARE = 0.25
+"""Patience may grow to this share of the time that a peer has not answered for."""
+LOOK_AT = 16
+"""So many of those that one has only heard of, or met long ago, are tried at once."""
 UNANSWERED_S = 3.0
 """A dial of which nothing is heard for so long is tried again."""
 
@@ -19,6 +24,8 @@ class Dialling:
         self.addresses: dict[PeerId, str] = {}
         self._due: dict[PeerId, float] = {}
         self._wait_s: dict[PeerId, float] = {}
+        self._since: dict[PeerId, float] = {}
+        """When it was first dialled in vain."""
         self._soonest: float | None = None
         """Of `_due`; None: not known any more."""
 
@@ -34,6 +41,7 @@ class Dialling:
             self._set(peer, self.ctx.now + self.ctx.jitter(FIRST_S))
             return
         self._wait_s[peer] = FIRST_S
+        self._since.pop(peer, None)
         self._dial(peer)
 
     def failed(self, peer: PeerId) -> None:
@@ -46,6 +54,7 @@ class Dialling:
         if self._due.pop(peer, None) is not None:
             self._soonest = None
         self._wait_s.pop(peer, None)
+        self._since.pop(peer, None)
 
     def next_timer(self) -> float:
         if self._soonest is None:
@@ -66,7 +75,9 @@ class Dialling:
         self._soonest = None
 
     def _dial(self, peer: PeerId) -> None:
-        wait_s = min(2 * self._wait_s.get(peer, FIRST_S / 2), MOST_S)
+        away_s = self.ctx.now - self._since.setdefault(peer, self.ctx.now)
+        most_s = max(MOST_S, AWAY_SHARE * away_s)
+        wait_s = min(2 * self._wait_s.get(peer, FIRST_S / 2), most_s)
         self._wait_s[peer] = wait_s
         self._set(peer, self.ctx.now + self.ctx.jitter(wait_s + UNANSWERED_S))
         address = self.addresses.get(peer, "")

@@ -14,6 +14,7 @@ from collections.abc import Set
 from typing import TYPE_CHECKING
 
 from decentral.peer.acceptor import NO_BALLOT
+from decentral.peer.dialing import LOOK_AT
 from decentral.peer.member import DEAD
 from decentral.peer.messages import Learned, LeaveRequest, Stuck
 from decentral.peer.protocol import Entry, Left, PauseEntry, RollbackEntry, ViewEntry
@@ -319,7 +320,9 @@ class Duties:
         self._meet_at = self.ctx.now + self.ctx.jitter(MEET_S)
         if not self.ctx.links:
             # Behind a NAT nobody can come to us: look whether those who left are back.
-            self.core.membership.want(list(self.core.membership.members), LONELY_S, left=True)
+            met = list(self.core.membership.members)
+            some = self.ctx.rng.sample(met, min(LOOK_AT, len(met)))
+            self.core.membership.want((*state.view.members, *some), LONELY_S, left=True)
         for peer, peering in self.ctx.links.items():
             hello = peering.hello
             if hello is not None and hello.member and hello.lineage != state.view.lineage:

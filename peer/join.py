@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 from decentral.peer.context import Context
+from decentral.peer.dialing import LOOK_AT
 from decentral.peer.fields import bad
 from decentral.peer.member import ALIVE, SUSPECT
 from decentral.peer.membership import Membership
@@ -31,8 +32,6 @@ GIVE_UP_S = 10.0
 """A deposed member goes back to its own lineage when nobody of a better one is left so long."""
 FORGET_S = 5.0
 PATIENCE_ROUNDS = 8
-LOOK_AT = 16
-"""So many of those that it has only heard of a newcomer tries at once."""
 
 
 class Join:

@@ -411,6 +411,8 @@ class Membership:
         heard: bool = False,
     ) -> None:
         before, one.state = one.state, state
+        if LEFT in (before, state):
+            self._addresses = None
         if state == SUSPECT:
             one.suspect_since = self.ctx.now
             one.by_closing, one.refused = closing, False

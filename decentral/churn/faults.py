@@ -229,8 +229,12 @@ class Injector:
             return None
         word = seat.args[seat.args.index("--join") + 1]
         door = next(one for one in self.crew.well() if one.word == word)
-        self.later(ENTRY_DIES_S, lambda: self.crew.kill(door, fault.for_s))
+        self.later(ENTRY_DIES_S, lambda: self._dies(door, fault.for_s))
         return Begun([seat, door], {})
+
+    def _dies(self, seat: Seat, for_s: float) -> None:
+        if seat.up:  # another fault may have come first
+            self.crew.kill(seat, for_s)
 
     def _spawn(self, fault: Planned) -> Begun | None:
         if fault.seats[0] in self.crew.seats:

@@ -1,14 +1,16 @@
 """Until a peer is in: whom it dials to get there, and when it gives up.
 
 join words ──▶ all their addresses at once, again while only other newcomers have answered
-address book ─▶ everybody of the last run, until the run is whole again
+address book ─▶ the members of the last view and a few others, again until the run is whole
 """
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 from decentral.errors import DecentralError, RefusedError
+from decentral.peer.dialing import LOOK_AT
 from decentral.peer.orders import MeshFailed
 from decentral.peer.runtime.addresses import most_telling
 
@@ -58,9 +60,16 @@ class WayIn:
             node.loop.call_later(REDIAL_S, self.redial)
 
     def _dial_book(self) -> None:
-        for peer, addresses in self._node.card.address_book().items():
-            if self._node.links.get(peer) is None and not self._node.card.is_revoked(peer):
-                self._node.reaching.want(peer, addresses)
+        """The book knows everybody whom this peer ever met: too many to be dialled at once."""
+        node = self._node
+        book = node.card.address_book()
+        away = [p for p in book if node.links.get(p) is None and not node.card.is_revoked(p)]
+        state = node.core.replica.state if node.core is not None else None
+        members = set(state.view.members) if state is not None else set()
+        others = [peer for peer in away if peer not in members]
+        some = random.sample(others, min(LOOK_AT, len(others)))
+        for peer in (*members.intersection(away), *some):
+            node.reaching.want(peer, book[peer])
 
     def link_down(self, error: DecentralError) -> None:
         if not self._joining or self._node.links.all():

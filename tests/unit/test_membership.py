@@ -174,6 +174,32 @@ def test_who_left_is_neither_dead_nor_dialled() -> None:
     assert not any(isinstance(one, Dial) for one in seen)
 
 
+def test_who_left_is_not_written_down_until_it_is_back() -> None:
+    bench = Bench(A, B)
+    assert {peer for peer, _, _ in bench.swim.addresses()} == {ME, A, B}
+    bench.swim.left(A, 1)
+    assert {peer for peer, _, _ in bench.swim.addresses()} == {ME, B}
+    bench.link(A, boot_seq=2)
+    assert {peer for peer, _, _ in bench.swim.addresses()} == {ME, A, B}
+
+
+def test_who_has_been_away_for_long_is_dialled_ever_more_rarely() -> None:
+    bench = Bench(A, B)
+    bench.ctx.links.pop(A)
+    bench.swim.on_link_down(A, closed=False, lived_s=60.0)
+    dials = [0]
+    for minute in range(1, 61):
+        seen = bench.until(60.0 * minute, answer=(B,))
+        dials.append(dials[-1] + sum(isinstance(one, Dial) for one in seen))
+    assert dials[1] >= 5, "soon while it has only just gone"
+    assert dials[60] <= 40, "a run remembers everybody it ever met"
+    bench.link(A, boot_seq=2)
+    bench.ctx.links.pop(A)
+    bench.swim.on_link_down(A, closed=False, lived_s=60.0)
+    seen = bench.until(3660.0, answer=(B,))
+    assert sum(isinstance(one, Dial) for one in seen) >= 5, "it was back"
+
+
 def test_after_a_stall_of_our_own_nobody_is_condemned_at_once() -> None:
     bench = Bench(A, B, C)
     bench.swim.on_gossip(B, Gossip((Update(A, 1, 1, SUSPECT, "", ""),)))
