@@ -107,9 +107,10 @@ class PeerCore:
                 bad("the durable record is of a run with other tags")
             ctx.boot_seq = record.boot_seq + 1
             self.replica.restore(record)
+            members = set(record.state.view.members) if record.state is not None else set()
             for peer, known_as, at in record.book:
                 if peer != me:
-                    self.membership.learn(peer, known_as, at)
+                    self.membership.recall(peer, known_as, at, inside=peer in members)
         self.greeting = Greeting(self)
         self._handlers: dict[type[Any], Callable[[PeerId, Any], None]] = {
             m.Refuse: self.greeting.on_refuse,

@@ -60,9 +60,9 @@ NOBODY = Member()
 def dialable(
     mine: tuple[PeerId, str, str], members: Mapping[PeerId, Member], wanted: Set[PeerId]
 ) -> tuple[tuple[PeerId, str, str], ...]:
-    """(peer, name, address) of ourselves and of whoever has an address and has not left, those we
-    want first: no more than a record may hold."""
-    rows = [(peer, one.name, one.address) for peer, one in members.items() if one.state != LEFT]
+    """(peer, name, address) of ourselves and of whoever has an address, those we want first: no
+    more than a record may hold."""
+    rows = [(peer, one.name, one.address) for peer, one in members.items()]
     rows.sort(key=lambda row: row[0] not in wanted)
     return tuple(row for row in (mine, *rows) if row[2])[:MAX_MEMBERS]
 

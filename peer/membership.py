@@ -102,6 +102,14 @@ class Membership:
             self._addresses = None
         return one
 
+    def recall(self, peer: PeerId, name: str, address: str, *, inside: bool) -> None:
+        """What our record has of a peer. Whoever was no member (`inside`) has been away for nobody
+        knows how long: it may come back, and is looked for where we are alone."""
+        one = self.learn(peer, name, address)
+        if not inside:
+            one.state = LEFT
+            self._gone.add(peer)
+
     def _missed(self) -> list[PeerId]:
         """Members that we suspect or call dead. In a crowd that is hearsay, which peers who were
         cut off must not bring along: there only the log says who is gone."""
@@ -411,8 +419,6 @@ class Membership:
         heard: bool = False,
     ) -> None:
         before, one.state = one.state, state
-        if LEFT in (before, state):
-            self._addresses = None
         if state == SUSPECT:
             one.suspect_since = self.ctx.now
             one.by_closing, one.refused = closing, False

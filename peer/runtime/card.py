@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,11 +273,6 @@ class MembershipCard:
     def keep_address_book(self) -> None:
         """Put it on disk: only a hint, but a run that is stopped as a whole finds itself by it."""
         self._home.write_address_book(self._book)
-
-    def forget(self, peers: Iterable[PeerId]) -> None:
-        """They have left: nobody is to dial them until they come back by themselves."""
-        for peer in peers:
-            self._book.pop(peer, None)
 
     def address_book(self) -> dict[PeerId, tuple[str, ...]]:
         """Peers of this run that we have met, and where."""

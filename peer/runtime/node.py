@@ -32,7 +32,6 @@ from decentral.peer.core import PeerCore
 from decentral.peer.holding import Holding
 from decentral.peer.home import Home
 from decentral.peer.identity import Identity
-from decentral.peer.member import LEFT
 from decentral.peer.orders import MeshFailed, Order
 from decentral.peer.reach import actions as reach
 from decentral.peer.reach.talk import is_reach
@@ -427,9 +426,6 @@ class Node:
 
     def _keep_book(self) -> None:
         self._book_due = None
-        if self.core is not None:
-            state = self.core.membership.state
-            self.card.forget([p for p in self.card.address_book() if state(p) == LEFT])
         try:
             self.card.keep_address_book()
         except DiskError as error:  # only a hint for the next start

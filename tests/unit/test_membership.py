@@ -174,13 +174,16 @@ def test_who_left_is_neither_dead_nor_dialled() -> None:
     assert not any(isinstance(one, Dial) for one in seen)
 
 
-def test_who_left_is_not_written_down_until_it_is_back() -> None:
-    bench = Bench(A, B)
-    assert {peer for peer, _, _ in bench.swim.addresses()} == {ME, A, B}
-    bench.swim.left(A, 1)
-    assert {peer for peer, _, _ in bench.swim.addresses()} == {ME, B}
+def test_who_was_no_member_is_looked_for_once_and_only_by_whoever_is_alone() -> None:
+    bench = Bench(B)
+    bench.swim.recall(A, "a", "a:1", inside=False)
+    assert not any(isinstance(one, Dial) for one in bench.until(30.0, answer=(B,)))
+    bench.swim.want((A,), 0.0, left=True)
+    assert [one.peer for one in bench.until(31.0, answer=(B,)) if isinstance(one, Dial)] == [A]
+    bench.swim.on_dial_failed(A, refused=True)
+    assert not any(isinstance(one, Dial) for one in bench.until(90.0, answer=(B,)))
     bench.link(A, boot_seq=2)
-    assert {peer for peer, _, _ in bench.swim.addresses()} == {ME, A, B}
+    assert bench.swim.state(A) == ALIVE
 
 
 def test_who_has_been_away_for_long_is_dialled_ever_more_rarely() -> None:
