@@ -28,14 +28,16 @@ data: $(VENV)/installed  ## text for DiPaCo and images for diffusion, from Debia
 
 test: native-test fuzz-briefly unit  ## everything that CI runs
 
-# What waits for nobody's clock shares the cores; what measures or strikes has the machine alone.
-# Each gets a second chance, which the summary shows: a machine that is busy with something else for
-# a moment is not a fault, but what shows there is worth a look. The simulator alone does not.
+# What waits for nobody's clock shares the cores; what measures or strikes has the machine alone;
+# what runs in namespaces mostly waits, two files at a time. Each gets a second chance, which the
+# summary shows: a machine that is busy with something else for a moment is not a fault, but what
+# shows there is worth a look. The simulator alone does not.
 unit: $(VENV)/installed-test
 	$(BIN)/python -P -m pytest -q -n 2 -m "not alone" --reruns 1 -rR tests/unit tests/sim
 	$(BIN)/python -P -m pytest -q -n 3 -m "not alone" --reruns 1 -rR --durations 10 tests/integration
 	$(BIN)/python -P -m pytest -q -m alone tests/sim
-	$(BIN)/python -P -m pytest -m alone --reruns 1 -rR --durations 30 tests/integration tests/netns
+	$(BIN)/python -P -m pytest -m alone --reruns 1 -rR --durations 20 tests/integration
+	$(BIN)/python -P -m pytest -q -n 2 --dist loadfile --reruns 1 -rR --durations 10 tests/netns
 
 native-test: $(VENV)/tools  ## the C++ tests, without Python
 	$(BIN)/cmake -S native -B build/native -G Ninja -DDECENTRAL_TESTS=ON -DDECENTRAL_WERROR=ON \
