@@ -110,7 +110,8 @@ class PeerCore:
             members = set(record.state.view.members) if record.state is not None else set()
             for peer, known_as, at in record.book:
                 if peer != me:
-                    self.membership.recall(peer, known_as, at, inside=peer in members)
+                    known = self.membership.learn if peer in members else self.membership.recall
+                    known(peer, known_as, at)
         self.greeting = Greeting(self)
         self._handlers: dict[type[Any], Callable[[PeerId, Any], None]] = {
             m.Refuse: self.greeting.on_refuse,

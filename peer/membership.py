@@ -102,13 +102,10 @@ class Membership:
             self._addresses = None
         return one
 
-    def recall(self, peer: PeerId, name: str, address: str, *, inside: bool) -> None:
-        """What our record has of a peer. Whoever was no member (`inside`) has been away for nobody
-        knows how long: it may come back, and is looked for where we are alone."""
-        one = self.learn(peer, name, address)
-        if not inside:
-            one.state = LEFT
-            self._gone.add(peer)
+    def recall(self, peer: PeerId, name: str, address: str) -> None:
+        """It was no member when this process began: looked for only where we are alone."""
+        self.learn(peer, name, address).state = LEFT
+        self._gone.add(peer)
 
     def _missed(self) -> list[PeerId]:
         """Members that we suspect or call dead. In a crowd that is hearsay, which peers who were
@@ -286,9 +283,9 @@ class Membership:
 
     def _ask_more(self, seq: int, asked: Asked, one: Member, most: int) -> None:
         known = self._near.leaders or self.ctx.links
-        able = [p for p in known if p not in (asked.target, self.ctx.me)]
-        able = [p for p in able if p in self.ctx.links and self.state(p) == ALIVE]
-        able = [p for p in able if p not in asked.helpers]
+        out = {asked.target, self.ctx.me, *asked.helpers}
+        able = [p for p in known if p not in out and p in self.ctx.links]
+        able = [p for p in able if self.state(p) == ALIVE]
         chosen = self.ctx.rng.sample(able, min(most, len(able)))
         if chosen and one.via in able and one.via not in chosen:
             chosen[0] = one.via
@@ -410,13 +407,7 @@ class Membership:
             self._news.add(peer, enough=wanted - others)
 
     def _set(
-        self,
-        peer: PeerId,
-        one: Member,
-        state: int,
-        *,
-        closing: bool = False,
-        heard: bool = False,
+        self, peer: PeerId, one: Member, state: int, *, closing: bool = False, heard: bool = False
     ) -> None:
         before, one.state = one.state, state
         if state == SUSPECT:

@@ -176,7 +176,7 @@ def test_who_left_is_neither_dead_nor_dialled() -> None:
 
 def test_who_was_no_member_is_looked_for_once_and_only_by_whoever_is_alone() -> None:
     bench = Bench(B)
-    bench.swim.recall(A, "a", "a:1", inside=False)
+    bench.swim.recall(A, "a", "a:1")
     assert not any(isinstance(one, Dial) for one in bench.until(30.0, answer=(B,)))
     bench.swim.want((A,), 0.0, left=True)
     assert [one.peer for one in bench.until(31.0, answer=(B,)) if isinstance(one, Dial)] == [A]
