@@ -1,7 +1,7 @@
 """Until a peer is in: whom it dials to get there, and when it gives up.
 
 join words ──▶ all their addresses at once, again while only other newcomers have answered
-address book ─▶ the members of the last view and a few others, again until the run is whole
+address book ─▶ the members of the last view, again until the run is whole; alone: others too
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class WayIn:
         away = [p for p in book if node.links.get(p) is None and not node.card.is_revoked(p)]
         state = node.core.replica.state if node.core is not None else None
         members = set(state.view.members) if state is not None else set()
-        others = [peer for peer in away if peer not in members]
+        # Whoever is linked to somebody hears of the others from there.
+        others = [peer for peer in away if peer not in members] if not node.links.all() else []
         some = random.sample(others, min(LOOK_AT, len(others)))
         for peer in (*members.intersection(away), *some):
             node.reaching.want(peer, book[peer])
