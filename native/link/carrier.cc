@@ -30,8 +30,7 @@ uint8_t* ReadBuffer() {
 
 }  // namespace
 
-Carrier::Carrier(Reactor* loop, Fd raw, bool opener, Fd control, Calls calls,
-                 int forget_ms)
+Carrier::Carrier(Reactor* loop, Fd raw, bool opener, Fd control, Calls calls, int forget_ms)
     : loop_(loop),
       raw_(std::move(raw)),
       opener_(opener),

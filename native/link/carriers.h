@@ -17,7 +17,8 @@ class Carriers {
   // One thread (the control thread). Returns at once; on_stream and on_broken are called on the
   // carriers' thread.
   std::shared_ptr<Carrier> Start(Fd raw, bool opener, Fd control, std::function<void(Fd)> on_stream,
-                                 std::function<void()> on_broken, int forget_ms = Carrier::kForgetMs);
+                                 std::function<void()> on_broken,
+                                 int forget_ms = Carrier::kForgetMs);
   void Stop();
 
  private:
